@@ -1,0 +1,161 @@
+//! What a router sends to a node.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::codec::{Fields, frame, put_epoch, put_short};
+use super::{MAGIC, PROTOCOL, WireError};
+use crate::epoch::Epoch;
+use crate::id::{KEY_BYTES_MAX, REGION_NAME_BYTES_MAX, ShardId};
+
+const HELLO: u8 = 1;
+const GET: u8 = 2;
+const EXPLAIN: u8 = 3;
+const GET_MAP: u8 = 4;
+const DESCRIBE: u8 = 5;
+
+/// Any frame to a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToNode {
+    /// The first.
+    Hello(Hello),
+    /// All others.
+    Request(Request),
+}
+
+/// Opens a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Protocol that the router speaks.
+    pub protocol: u16,
+    /// Lane that its requests are for; a node takes it modulo its lanes.
+    pub lane: u16,
+}
+
+impl Hello {
+    /// The greeting of this release.
+    #[must_use]
+    pub const fn to_lane(lane: u16) -> Self {
+        Self { protocol: PROTOCOL, lane }
+    }
+
+    /// Appends the frame.
+    pub fn encode(&self, out: &mut BytesMut) {
+        frame(out, HELLO, |out| {
+            out.put_slice(&MAGIC);
+            out.put_u16_le(self.protocol);
+            out.put_u16_le(self.lane);
+        });
+    }
+}
+
+/// Something that wants an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The router's own number for it; the answer carries it.
+    pub id: u32,
+    /// What is asked.
+    pub body: RequestBody,
+}
+
+/// What a router can ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RequestBody {
+    /// The value of a key.
+    Get(Ask),
+    /// What the node knows of a key, as JSON.
+    Explain(Ask),
+    /// The shard map and the regions.
+    GetMap,
+    /// What the node says of itself, as JSON.
+    Describe,
+}
+
+/// A question about one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ask {
+    /// How long the router will wait, from when the node reads this; to the millisecond.
+    pub deadline: Duration,
+    /// Epoch of the map by which the node was chosen.
+    pub epoch: Epoch,
+    /// The key's shard.
+    pub shard: ShardId,
+    /// The region's name.
+    pub region: Bytes,
+    /// The key: 1 to [`KEY_BYTES_MAX`] bytes.
+    pub key: Bytes,
+}
+
+impl Request {
+    /// Appends the frame.
+    pub fn encode(&self, out: &mut BytesMut) {
+        match &self.body {
+            RequestBody::Get(ask) => frame(out, GET, |out| ask.encode(self.id, out)),
+            RequestBody::Explain(ask) => frame(out, EXPLAIN, |out| ask.encode(self.id, out)),
+            RequestBody::GetMap => frame(out, GET_MAP, |out| out.put_u32_le(self.id)),
+            RequestBody::Describe => frame(out, DESCRIBE, |out| out.put_u32_le(self.id)),
+        }
+    }
+}
+
+impl Ask {
+    fn encode(&self, id: u32, out: &mut BytesMut) {
+        out.put_u32_le(id);
+        out.put_u32_le(u32::try_from(self.deadline.as_millis()).unwrap_or(u32::MAX));
+        put_epoch(out, self.epoch);
+        out.put_u16_le(self.shard.0);
+        put_short(out, &self.region);
+        put_short(out, &self.key);
+    }
+
+    fn decode(fields: &mut Fields) -> Result<Self, WireError> {
+        let ask = Self {
+            deadline: Duration::from_millis(u64::from(fields.u32()?)),
+            epoch: fields.epoch()?,
+            shard: ShardId(fields.u16()?),
+            region: fields.short()?,
+            key: fields.short()?,
+        };
+        if ask.region.len() > REGION_NAME_BYTES_MAX {
+            return Err(WireError::Field("region name"));
+        }
+        if ask.key.is_empty() || ask.key.len() > KEY_BYTES_MAX {
+            return Err(WireError::Field("key"));
+        }
+        Ok(ask)
+    }
+}
+
+impl ToNode {
+    /// Reads a frame as [`super::FrameReader`] gives it.
+    ///
+    /// # Errors
+    /// [`WireError`] for anything that [`Hello::encode`] and [`Request::encode`] would not write.
+    pub fn decode(bytes: Bytes) -> Result<Self, WireError> {
+        let mut fields = Fields::of(bytes)?;
+        if fields.kind() == HELLO {
+            if fields.array()? != MAGIC {
+                return Err(WireError::NoGreeting);
+            }
+            let hello = Hello { protocol: fields.u16()?, lane: fields.u16()? };
+            // What a later protocol adds to its greeting is not for us to refuse: the number is.
+            if hello.protocol == PROTOCOL {
+                fields.end()?;
+            }
+            return Ok(Self::Hello(hello));
+        }
+        if !(GET..=DESCRIBE).contains(&fields.kind()) {
+            return Err(WireError::Kind(fields.kind()));
+        }
+        let id = fields.u32()?;
+        let body = match fields.kind() {
+            GET => RequestBody::Get(Ask::decode(&mut fields)?),
+            EXPLAIN => RequestBody::Explain(Ask::decode(&mut fields)?),
+            GET_MAP => RequestBody::GetMap,
+            _ => RequestBody::Describe,
+        };
+        fields.end()?;
+        Ok(Self::Request(Request { id, body }))
+    }
+}

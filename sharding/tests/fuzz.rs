@@ -1,0 +1,71 @@
+//! Foreign bytes: whatever comes in, decoding neither panics nor takes what encoding would not write.
+
+use bytes::{Bytes, BytesMut};
+use proptest::prelude::*;
+use sharding::wire::{FrameReader, FromNode, ToNode, WireError};
+
+/// Bytes that look like frames often enough to reach every field: a known kind, then small numbers and noise.
+fn nearly_frames() -> impl Strategy<Value = Vec<u8>> {
+    let kind = prop_oneof![1_u8..=6, 64_u8..=73, any::<u8>()];
+    let byte = prop_oneof![4 => Just(0_u8), 3 => 0_u8..4, 2 => b'a'..=b'z', 1 => any::<u8>()];
+    (kind, proptest::collection::vec(byte, 0..120)).prop_map(|(kind, mut body)| {
+        body.insert(0, kind);
+        if kind == 1 && body.len() > 5 {
+            body[1..5].copy_from_slice(b"dcch");
+        }
+        body
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20_000))]
+
+    #[test]
+    fn what_a_node_decodes_it_would_have_written_so(frame in nearly_frames()) {
+        let frame = Bytes::from(frame);
+        let mut out = BytesMut::new();
+        match ToNode::decode(frame.clone()) {
+            // A greeting of another protocol may carry more than we know of.
+            Ok(ToNode::Hello(hello)) if hello.protocol != sharding::wire::PROTOCOL => return Ok(()),
+            Ok(ToNode::Hello(hello)) => hello.encode(&mut out),
+            Ok(ToNode::Request(request)) => request.encode(&mut out),
+            Err(_) => return Ok(()),
+        }
+        prop_assert_eq!(out.freeze().slice(4..), frame);
+    }
+
+    #[test]
+    fn what_a_router_decodes_a_node_would_have_written_so(frame in nearly_frames()) {
+        let frame = Bytes::from(frame);
+        let mut out = BytesMut::new();
+        match FromNode::decode(frame.clone()) {
+            Ok(FromNode::Welcome(welcome)) => welcome.encode(&mut out),
+            Ok(FromNode::Refused(refused)) => refused.encode(&mut out),
+            Ok(FromNode::Answer(answer)) => answer.encode(&mut out),
+            Err(_) => return Ok(()),
+        }
+        // A node cuts its messages; a foreign one that is longer is still read.
+        if out.len() == frame.len() + 4 {
+            prop_assert_eq!(out.freeze().slice(4..), frame);
+        }
+    }
+
+    #[test]
+    fn a_reader_ends_on_any_stream(chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..40), 0..20)) {
+        let mut reader = FrameReader::new(64);
+        for chunk in chunks {
+            reader.space().extend_from_slice(&chunk);
+            loop {
+                match reader.next_frame() {
+                    Ok(Some(frame)) => prop_assert!(frame.len() <= 64),
+                    Ok(None) => break,
+                    Err(WireError::TooLong { len, .. }) => {
+                        prop_assert!(len > 64);
+                        return Ok(());
+                    }
+                    Err(other) => return Err(TestCaseError::fail(other.to_string())),
+                }
+            }
+        }
+    }
+}

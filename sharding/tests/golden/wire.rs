@@ -1,0 +1,93 @@
+//! One frame of each kind, as bytes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use sharding::epoch::{Epoch, Term};
+use sharding::id::{NodeId, RegionName, ShardId};
+use sharding::map::{Member, ShardMap};
+use sharding::wire::{
+    Answer, AnswerBody, Ask, Entry, Etag, Failure, FailureCode, FromNode, Hello, MapAnswer, Refused, RegionInfo,
+    Request, RequestBody, Served, ToNode, Welcome,
+};
+
+const EPOCH: Epoch = Epoch { term: Term { counter: 0x0102_0304_0506_0708, seed: 9 }, seq: 10 };
+const EPOCH_HEX: &str = "0807060504030201 0900 0a00000000000000";
+
+fn bytes(hex: &str) -> Bytes {
+    let digits: Vec<u8> = hex.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).expect("ASCII"), 16).expect("hexadecimal");
+    digits.chunks(2).map(byte).collect()
+}
+
+fn to_node(frame: &ToNode, hex: &str) {
+    let mut out = BytesMut::new();
+    match frame {
+        ToNode::Hello(hello) => hello.encode(&mut out),
+        ToNode::Request(request) => request.encode(&mut out),
+    }
+    assert_eq!(out, bytes(hex), "{frame:?}");
+    assert_eq!(ToNode::decode(bytes(hex).slice(4..)), Ok(frame.clone()));
+}
+
+fn from_node(frame: &FromNode, hex: &str) {
+    let mut out = BytesMut::new();
+    match frame {
+        FromNode::Welcome(welcome) => welcome.encode(&mut out),
+        FromNode::Refused(refused) => refused.encode(&mut out),
+        FromNode::Answer(answer) => answer.encode(&mut out),
+    }
+    assert_eq!(out, bytes(hex), "{frame:?}");
+    assert_eq!(FromNode::decode(bytes(hex).slice(4..)), Ok(frame.clone()));
+}
+
+fn ask() -> Ask {
+    let deadline = Duration::from_secs(2);
+    Ask { deadline, epoch: EPOCH, shard: ShardId(0x0102), region: Bytes::from("r1"), key: Bytes::from("key") }
+}
+
+fn entry(served: Served) -> Entry {
+    Entry { served, kept: true, age: Duration::from_millis(1000), ttl_ms: -1 }
+}
+
+#[test]
+fn what_a_router_sends() {
+    to_node(&ToNode::Hello(Hello { protocol: 1, lane: 2 }), "09000000 01 64636368 0100 0200");
+    let get = Request { id: 7, body: RequestBody::Get(ask()) };
+    let rest = format!("07000000 d0070000 {EPOCH_HEX} 0201 0200 7231 0300 6b6579");
+    to_node(&ToNode::Request(get), &format!("26000000 02 {rest}"));
+    let explain = Request { id: 7, body: RequestBody::Explain(ask()) };
+    to_node(&ToNode::Request(explain), &format!("26000000 03 {rest}"));
+    to_node(&ToNode::Request(Request { id: 7, body: RequestBody::GetMap }), "05000000 04 07000000");
+    to_node(&ToNode::Request(Request { id: 7, body: RequestBody::Describe }), "05000000 05 07000000");
+}
+
+#[test]
+fn what_a_node_sends() {
+    let node = NodeId::parse("n0").expect("a name");
+    from_node(&FromNode::Welcome(Welcome { n_lanes: 4, node: node.clone() }), "09000000 41 0100 0400 0200 6e30");
+    from_node(&FromNode::Refused(Refused { message: "no".to_owned() }), "05000000 42 0200 6e6f");
+
+    let answer = |body| FromNode::Answer(Answer { id: 7, body });
+    let value = AnswerBody::Value { entry: entry(Served::Stale), etag: Etag(0x0f), value: Bytes::from("v") };
+    let entry_hex = "01 01 e8030000 ffffffffffffffff";
+    from_node(&answer(value), &format!("24000000 43 07000000 {entry_hex} 0f000000000000000000000000000000 76"));
+    from_node(&answer(AnswerBody::Absent(entry(Served::Stale))), &format!("13000000 44 07000000 {entry_hex}"));
+    let misdirected = AnswerBody::Misdirected { epoch: EPOCH, owner: Some(node.clone()) };
+    from_node(&answer(misdirected), &format!("1b000000 45 07000000 {EPOCH_HEX} 0200 6e30"));
+    let nobody = AnswerBody::Misdirected { epoch: EPOCH, owner: None };
+    from_node(&answer(nobody), &format!("19000000 45 07000000 {EPOCH_HEX} 0000"));
+    let failure =
+        Failure { code: FailureCode::Overloaded, retry_after: Duration::from_secs(1), message: "m".to_owned() };
+    from_node(&answer(AnswerBody::Failed(failure)), "0d000000 46 07000000 02 e8030000 0100 6d");
+    from_node(&answer(AnswerBody::Page(Bytes::from("{}"))), "07000000 48 07000000 7b7d");
+
+    let members = vec![Member { node, data: "h:1".to_owned() }];
+    let map = ShardMap::new(EPOCH, members, vec![Some(0), None]).expect("a map");
+    let name = RegionName::parse("r").expect("a name");
+    let regions = vec![RegionInfo { name, content_type: "t".to_owned() }];
+    let map = AnswerBody::Map(Box::new(MapAnswer { map: Arc::new(map), regions }));
+    let map_hex = format!("07000000 {EPOCH_HEX} 0100 0200 6e30 0300 683a31 0200 0000 ffff 0100 0100 72 0100 74");
+    from_node(&answer(map), &format!("30000000 47 {map_hex}"));
+}
