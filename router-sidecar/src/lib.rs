@@ -1,1 +1,121 @@
-//! x
+//! The router of the distributed cache: a process beside each node or application that takes HTTP requests, knows who
+//! owns each key, and sends every request there.
+//!
+//! [`run`] is the whole life of a router.
+
+pub mod config;
+mod drain;
+mod forward;
+mod http;
+mod map_watch;
+mod metrics;
+mod upstream;
+
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_rt::System;
+use actix_web::{App, HttpServer};
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use config::Args;
+use forward::Forwarder;
+use http::Worker;
+use map_watch::MapWatch;
+use metrics::Metrics;
+use upstream::Upstream;
+
+/// An idle client connection is kept this long: longer than the keep-alive of usual clients, so that they close first.
+const CLIENT_KEEP_ALIVE: Duration = Duration::from_secs(75);
+
+/// Why a router does not start, or ended in another way than by being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum RouterError {
+    /// A mistake of whoever started it: exit code [`config::EXIT_CONFIG`].
+    #[error("--bind {address}: cannot be listened on: {error}; choose another address or end who has it")]
+    Bind {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// The machine's reason.
+        error: std::io::Error,
+    },
+    /// The machine's refusal.
+    #[error("the router cannot run: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Runs a router from its start to the end of its drain.
+///
+/// # Errors
+/// [`RouterError::Bind`] before anything has started.
+pub fn run(args: &Args) -> Result<(), RouterError> {
+    let address = args.bind;
+    let listener = TcpListener::bind(address).map_err(|error| RouterError::Bind { address, error })?;
+    System::new().block_on(async {
+        let mut registry = Registry::default();
+        let metrics = Arc::new(Metrics::new(&mut registry));
+        let watch = Arc::new(MapWatch::new(Arc::clone(&metrics)));
+        let drain = watch::Sender::new(false);
+        keep_map_fresh(args, &watch, &metrics);
+
+        let server = serve(args, listener, &watch, &metrics, Arc::new(registry), drain.subscribe())?;
+        let handle = server.handle();
+        let server = actix_rt::spawn(server);
+        log::info!(http:% = args.bind; "serving");
+
+        drain::asked_to_stop().await?;
+        drain.send_replace(true);
+        handle.stop(true).await;
+        // It has stopped: what it would say now concerns nobody.
+        let _ = server.await;
+        Ok(())
+    })
+}
+
+fn keep_map_fresh(args: &Args, watch: &Arc<MapWatch>, metrics: &Arc<Metrics>) {
+    let (watch, metrics) = (Arc::clone(watch), Arc::clone(metrics));
+    let (seeds, period, in_flight_max) = (args.seeds.0.clone(), args.map_period, args.in_flight_max);
+    actix_rt::spawn(async move {
+        let upstream = Upstream::new(in_flight_max, metrics);
+        watch.run(&upstream, &seeds, period).await;
+    });
+}
+
+fn serve(
+    args: &Args,
+    listener: TcpListener,
+    watch: &Arc<MapWatch>,
+    metrics: &Arc<Metrics>,
+    registry: Arc<Registry>,
+    drain: watch::Receiver<bool>,
+) -> std::io::Result<actix_web::dev::Server> {
+    let (watch, metrics, limits) = (Arc::clone(watch), Arc::clone(metrics), args.clone());
+    // Called once on each worker's thread: the connections that it makes stay there.
+    let app = move || {
+        let worker = Worker {
+            forwarder: Forwarder {
+                watch: Arc::clone(&watch),
+                upstream: Rc::new(Upstream::new(limits.in_flight_max, Arc::clone(&metrics))),
+                metrics: Arc::clone(&metrics),
+                request_timeout: limits.request_timeout,
+            },
+            metrics: Arc::clone(&metrics),
+            registry: Arc::clone(&registry),
+            body_bytes_max: limits.body_bytes_max,
+            batch_keys_max: limits.batch_keys_max,
+            drain: drain.clone(),
+        };
+        App::new().configure(|config| http::routes(config, worker))
+    };
+    let server = HttpServer::new(app)
+        .workers(args.workers.get())
+        .max_connections(args.connections_max)
+        .keep_alive(CLIENT_KEEP_ALIVE)
+        .tcp_nodelay(true)
+        .shutdown_timeout(args.drain_timeout.as_secs().max(1))
+        .disable_signals();
+    Ok(server.listen(listener)?.run())
+}

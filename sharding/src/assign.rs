@@ -29,22 +29,17 @@ pub fn assign(n_shards: NShards, previous: &[Option<NodeId>], members: &[NodeId]
             None => *owner = None,
         }
     }
-    // What is left over goes round the members with room, so that neighbouring shards spread.
-    let mut next = 0;
-    owners
-        .into_iter()
-        .map(|owner| {
-            owner.unwrap_or_else(|| {
-                while room[next % members.len()] == 0 {
-                    next += 1;
-                }
-                let member = next % members.len();
-                room[member] -= 1;
-                next += 1;
-                member
-            })
-        })
-        .collect()
+    // What is left over goes to one member after the other, in runs: neighbours differ in the lane that they live on, so
+    // a run is spread evenly over a node's lanes, as a stride of the members' number might not be.
+    let mut member = 0;
+    let mut next_with_room = || {
+        while room[member] == 0 {
+            member += 1;
+        }
+        room[member] -= 1;
+        member
+    };
+    owners.into_iter().map(|owner| owner.unwrap_or_else(&mut next_with_room)).collect()
 }
 
 /// How many shards each member shall own. The members that hold most get the remainder: that moves least.
@@ -131,6 +126,20 @@ mod tests {
             rest.remove(leaver);
             let after = owners(&assign(n_shards, &before, &rest), &rest);
             prop_assert_eq!(moved(&before, &after), counts(&table, n)[leaver]);
+        }
+
+        #[test]
+        fn every_lane_of_a_new_cluster_gets_its_share(n_shards in 64_u16..2000, n in 1_usize..6, n_lanes in 1_u16..6) {
+            let n_shards = NShards::new(n_shards).expect("not 0");
+            let n_lanes = std::num::NonZeroU16::new(n_lanes).expect("not 0");
+            let table = assign(n_shards, &[], &members(&(0..n).collect::<Vec<_>>()));
+            for member in 0..n {
+                let owned = n_shards.shards().filter(|shard| table[shard.index()] == member);
+                let mut lanes = vec![0_usize; usize::from(n_lanes.get())];
+                owned.for_each(|shard| lanes[usize::from(shard.lane(n_lanes))] += 1);
+                let (least, most) = (lanes.iter().min().expect("lanes"), lanes.iter().max().expect("lanes"));
+                prop_assert!(most - least <= 1, "{:?}", lanes);
+            }
         }
 
         #[test]

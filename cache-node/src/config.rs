@@ -1,0 +1,124 @@
+//! Configuration: flags and environment ([`Args`]), and the file that names databases and regions ([`CacheConfig`]).
+//!
+//! All of it is checked before a port opens; a mistake is one line that says where it is and what to do.
+
+mod file;
+
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Parser;
+use sharding::id::{NShards, NodeId, RegionName};
+use sharding::map::Member;
+
+use crate::shard::freshness::Freshness;
+
+/// Exit code for a mistake in the configuration (`EX_USAGE` of sysexits.h).
+pub const EXIT_CONFIG: u8 = 64;
+
+/// A node of the distributed cache: owns shards, keeps their entries, loads what is missing.
+#[derive(Clone, Debug, Parser)]
+#[command(version)]
+pub struct Args {
+    /// Name of this node; in a cluster of pods the pod's name.
+    #[arg(long, env = "POD_NAME", value_parser = NodeId::parse)]
+    pub name: NodeId,
+    /// The nodes of the cluster, with commas between: `[name=]host:port` of each one's data port.
+    #[arg(long, env = "SEED_NODES", value_parser = parse_seeds)]
+    pub seeds: Seeds,
+    /// The file that names databases and regions.
+    #[arg(long, env = "CACHE_CONFIG", default_value = "cache.toml")]
+    pub config: PathBuf,
+    /// Where routers connect.
+    #[arg(long, env = "CACHE_NODE_DATA_BIND", default_value = "127.0.0.1:2551")]
+    pub data_bind: SocketAddr,
+    /// Where people and probes ask, by HTTP.
+    #[arg(long, env = "CACHE_NODE_CONTROL_BIND", default_value = "127.0.0.1:2552")]
+    pub control_bind: SocketAddr,
+    /// Threads that serve entries; by default one for each processor.
+    #[arg(long, env = "CACHE_NODE_LANES")]
+    pub lanes: Option<NonZeroU16>,
+    /// Most data connections at a time; one more is refused.
+    #[arg(long, env = "CACHE_NODE_CONNECTIONS_MAX", default_value_t = 4096)]
+    pub connections_max: usize,
+    /// Most unanswered requests of one data connection; one more is answered "overloaded".
+    #[arg(long, env = "CACHE_NODE_IN_FLIGHT_MAX", default_value_t = 16_384)]
+    pub in_flight_max: usize,
+    /// Longest time to finish requests in flight after SIGTERM; must be below the pod's grace period.
+    #[arg(long, env = "CACHE_NODE_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration)]
+    pub drain_timeout: Duration,
+}
+
+/// The configured nodes of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seeds(pub Vec<Member>);
+
+fn parse_seeds(text: &str) -> Result<Seeds, sharding::map::MemberError> {
+    Member::parse_list(text).map(Seeds)
+}
+
+/// Databases and regions, as the file names them.
+#[derive(Clone, Debug)]
+pub struct CacheConfig {
+    /// Shards of the cluster.
+    pub n_shards: NShards,
+    /// Every database.
+    pub databases: Vec<DatabaseConfig>,
+    /// Every region.
+    pub regions: Vec<RegionConfig>,
+}
+
+/// A database.
+#[derive(Clone, Debug)]
+pub struct DatabaseConfig {
+    /// Its name in the file.
+    pub name: String,
+    /// The SQLite file; absolute when the file's own path was.
+    pub path: PathBuf,
+    /// Longest time that a load may take.
+    pub load_timeout: Duration,
+    /// Most keys in one operation.
+    pub load_keys_max: usize,
+    /// Most loads that wait; one more is answered "overloaded".
+    pub load_queue_max: usize,
+}
+
+/// A region.
+#[derive(Clone, Debug)]
+pub struct RegionConfig {
+    /// Its name.
+    pub name: RegionName,
+    /// Position of its database in [`CacheConfig::databases`].
+    pub database: usize,
+    /// The query that reads its rows: first column the key, second the value.
+    pub load: String,
+    /// Media type of its values.
+    pub content_type: String,
+    /// How long its entries may be served.
+    pub freshness: Freshness,
+    /// Memory for its entries on one node, in bytes.
+    pub max_bytes: u64,
+}
+
+/// A mistake in the configuration, as one line: where, what, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {message}")]
+pub struct ConfigError {
+    /// `file:line:column`, or the file alone.
+    pub place: String,
+    /// What is wrong, without line breaks.
+    pub message: String,
+}
+
+impl CacheConfig {
+    /// Reads a configuration file and checks all of it: names, units and bounds, that the databases are there and
+    /// that their queries parse.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first mistake.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        file::load(path)
+    }
+}

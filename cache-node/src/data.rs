@@ -1,0 +1,291 @@
+//! The data port: frames in and out.
+//!
+//! The accepting thread reads the greeting, which names a lane, and passes the socket on to that lane's thread. There
+//! one task reads all that has arrived and hands it to the shards, and writes all answers that wait in one go.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::Addr;
+use bytes::BytesMut;
+use sharding::wire::{
+    Answer, AnswerBody, Ask, FailureCode, FrameReader, Hello, MapAnswer, PROTOCOL, REQUEST_FRAME_BYTES_MAX, Refused,
+    Request, RequestBody, ToNode, Welcome, WireError,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+
+use crate::node::Node;
+use crate::region::Region;
+use crate::reply::Outbox;
+use crate::shard::{Op, Work};
+use crate::shard_region::{Connect, Lane, ShardRegion};
+
+/// Longest time from a connection to its greeting.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time for which a router may leave its answers unread.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Answers are gathered into writes of about this length.
+const WRITE_BYTES: usize = 256 * 1024;
+/// Pause after an accept that failed for want of something (open files, memory).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What a router is told to wait when its connection has too much in flight.
+const OVERLOADED_RETRY: Duration = Duration::from_secs(1);
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("closed by the router")]
+    Closed,
+    #[error("the node drains")]
+    Drained,
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Wire(#[from] WireError),
+    #[error("no greeting within {GREETING_TIMEOUT:?}")]
+    GreetingTimeout,
+    #[error("its answers were not read within {WRITE_TIMEOUT:?}")]
+    WriteTimeout,
+    #[error("refused: {0}")]
+    Refused(String),
+}
+
+impl End {
+    const fn reason(&self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Drained => "drained",
+            Self::Io(_) => "io",
+            Self::Wire(error) => error.reason(),
+            Self::GreetingTimeout => "greeting_timeout",
+            Self::WriteTimeout => "write_timeout",
+            Self::Refused(_) => "refused",
+        }
+    }
+}
+
+/// Takes connections until the node drains, and gives each to the lane that it names.
+pub(crate) async fn accept(listener: TcpListener, node: Arc<Node>, lanes: Vec<Addr<ShardRegion>>) {
+    let mut drain = node.drain.subscribe();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = drain.wait_for(|&drains| drains) => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                actix_rt::spawn(introduce(stream, Arc::clone(&node), lanes.clone()));
+            }
+            Err(error) => {
+                log::warn!("a data connection could not be accepted: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn introduce(mut stream: TcpStream, node: Arc<Node>, lanes: Vec<Addr<ShardRegion>>) {
+    let introduced = async {
+        let Ok(permit) = Arc::clone(&node.connections).try_acquire_owned() else {
+            let message = format!("the node has its {} connections already; try again later", node.connections_max);
+            return Err(refuse(&mut stream, message).await);
+        };
+        stream.set_nodelay(true)?;
+        let greeting = timeout(GREETING_TIMEOUT, greeting(&mut stream)).await;
+        let (hello, reader) = greeting.map_err(|_| End::GreetingTimeout)??;
+        if hello.protocol != PROTOCOL {
+            let message =
+                format!("this node speaks protocol {PROTOCOL}, the router {}; use one release", hello.protocol);
+            return Err(refuse(&mut stream, message).await);
+        }
+        let lane = &lanes[usize::from(hello.lane) % lanes.len()];
+        lane.do_send(Connect { stream: stream.into_std()?, reader, permit });
+        Ok(())
+    };
+    if let Err(end) = introduced.await {
+        count_end(&node, &end);
+    }
+}
+
+async fn greeting(stream: &mut TcpStream) -> Result<(Hello, FrameReader), End> {
+    let mut reader = FrameReader::new(REQUEST_FRAME_BYTES_MAX);
+    loop {
+        if let Some(frame) = reader.next_frame()? {
+            return match ToNode::decode(frame)? {
+                ToNode::Hello(hello) => Ok((hello, reader)),
+                ToNode::Request(_) => Err(WireError::NoGreeting.into()),
+            };
+        }
+        if stream.read_buf(reader.space()).await? == 0 {
+            return Err(End::Closed);
+        }
+    }
+}
+
+async fn refuse(stream: &mut TcpStream, message: String) -> End {
+    let mut frame = BytesMut::new();
+    Refused { message: message.clone() }.encode(&mut frame);
+    // Whether the router reads it or not, the connection ends.
+    let _ = timeout(GREETING_TIMEOUT, stream.write_all(&frame)).await;
+    End::Refused(message)
+}
+
+fn count_end(node: &Node, end: &End) {
+    node.metrics.connection_closed(end.reason());
+    match end {
+        End::Closed | End::Drained => log::debug!("a data connection ended: {end}"),
+        _ => log::info!("a data connection ended: {end}"),
+    }
+}
+
+/// Serves a connection on its lane's thread, to its end.
+pub(crate) async fn serve(connect: Connect, lane: Rc<Lane>) {
+    let node = Arc::clone(&lane.node);
+    node.metrics.connections.inc();
+    let end = match TcpStream::from_std(connect.stream) {
+        Ok(stream) => exchange(stream, connect.reader, &lane).await,
+        Err(error) => End::Io(error),
+    };
+    node.metrics.connections.dec();
+    count_end(&node, &end);
+    drop(connect.permit);
+}
+
+async fn exchange(stream: TcpStream, reader: FrameReader, lane: &Lane) -> End {
+    let (read_half, write_half) = stream.into_split();
+    let outbox = Arc::new(Outbox::default());
+    let is_closing = Cell::new(false);
+    let mut writing = std::pin::pin!(write(write_half, &outbox, &is_closing, lane));
+    let end = tokio::select! {
+        end = read(read_half, reader, &outbox, lane) => end,
+        end = &mut writing => return end,
+    };
+    if matches!(end, End::Closed | End::Drained) {
+        // Nothing more comes in; what came in is answered.
+        is_closing.set(true);
+        outbox.wake();
+        writing.await;
+    }
+    end
+}
+
+async fn read(mut from: OwnedReadHalf, mut reader: FrameReader, outbox: &Arc<Outbox>, lane: &Lane) -> End {
+    let mut drain = lane.node.drain.subscribe();
+    loop {
+        if let Err(error) = take_in(&mut reader, outbox, lane) {
+            return error.into();
+        }
+        // Twice the bound: "overloaded" is an answer too, and a router that reads none of them must stop somewhere.
+        outbox.room(2 * lane.node.in_flight_max).await;
+        let read = tokio::select! {
+            read = from.read_buf(reader.space()) => read,
+            _ = drain.wait_for(|&drains| drains) => return End::Drained,
+        };
+        match read {
+            Ok(0) if reader.is_midway() => return io::Error::from(io::ErrorKind::UnexpectedEof).into(),
+            Ok(0) => return End::Closed,
+            Ok(_) => {}
+            Err(error) => return error.into(),
+        }
+    }
+}
+
+/// Takes in every whole frame that has arrived.
+fn take_in(reader: &mut FrameReader, outbox: &Arc<Outbox>, lane: &Lane) -> Result<(), WireError> {
+    let mut works = Vec::new();
+    let result = loop {
+        let frame = match reader.next_frame() {
+            Ok(Some(frame)) => frame,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        };
+        match ToNode::decode(frame) {
+            Ok(ToNode::Request(request)) => works.extend(take_request(request, outbox, &lane.node)),
+            Ok(ToNode::Hello(_)) => break Err(WireError::Field("second greeting")),
+            Err(error) => break Err(error),
+        }
+    };
+    lane.dispatch(works);
+    result
+}
+
+/// Answers what needs no shard; gives back what does.
+fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<Work> {
+    let is_full = outbox.in_flight() >= node.in_flight_max;
+    let reply = outbox.reply(request.id);
+    let (op, ask) = match request.body {
+        RequestBody::Get(ask) => (Op::Get, ask),
+        RequestBody::Explain(ask) => (Op::Explain, ask),
+        RequestBody::GetMap => {
+            match node.map() {
+                Some(map) => {
+                    let regions = node.regions.iter().map(Region::info).collect();
+                    reply.send(AnswerBody::Map(Box::new(MapAnswer { map, regions })));
+                }
+                None => reply.fail(FailureCode::Overloaded, OVERLOADED_RETRY, "the node has no shard map yet"),
+            }
+            return None;
+        }
+        RequestBody::Describe => {
+            let page = serde_json::to_vec(&node.page()).expect("a page of plain fields is JSON");
+            reply.send(AnswerBody::Page(page.into()));
+            return None;
+        }
+    };
+    let Ask { shard, region: name, key, .. } = ask;
+    let Some(region) = node.region(&name) else {
+        let message = format!("this node has no region {}", String::from_utf8_lossy(&name));
+        reply.fail(FailureCode::UnknownRegion, Duration::ZERO, message);
+        return None;
+    };
+    if is_full {
+        node.regions[region].metrics.overloaded.inc();
+        let message = format!("{} requests of one connection are in flight already", node.in_flight_max);
+        reply.fail(FailureCode::Overloaded, OVERLOADED_RETRY, message);
+        return None;
+    }
+    Some(Work { op, shard, region, key, reply })
+}
+
+async fn write(mut to: OwnedWriteHalf, outbox: &Outbox, is_closing: &Cell<bool>, lane: &Lane) -> End {
+    let mut buffer = BytesMut::with_capacity(WRITE_BYTES / 4);
+    Welcome { n_lanes: lane.node.n_lanes.get(), node: lane.node.name.clone() }.encode(&mut buffer);
+    let mut answers: Vec<Answer> = Vec::new();
+    loop {
+        let more_to_come = outbox.take(&mut answers);
+        if answers.is_empty() && buffer.is_empty() {
+            if is_closing.get() && !more_to_come {
+                // A router that is gone does not mind.
+                let _ = to.shutdown().await;
+                return End::Closed;
+            }
+            outbox.changed().await;
+            // What becomes ready in the same turn of the thread leaves together.
+            tokio::task::yield_now().await;
+            continue;
+        }
+        let mut waiting = answers.drain(..).peekable();
+        loop {
+            while buffer.len() < WRITE_BYTES
+                && let Some(answer) = waiting.next()
+            {
+                answer.encode(&mut buffer);
+            }
+            match timeout(WRITE_TIMEOUT, to.write_all(&buffer)).await {
+                Ok(Ok(())) if buffer.capacity() > 2 * WRITE_BYTES => buffer = BytesMut::new(),
+                Ok(Ok(())) => buffer.clear(),
+                Ok(Err(error)) => return error.into(),
+                Err(_) => return End::WriteTimeout,
+            }
+            if waiting.peek().is_none() {
+                break;
+            }
+        }
+    }
+}

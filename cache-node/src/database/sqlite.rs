@@ -1,0 +1,223 @@
+//! SQLite: the embedded database. Opened read-only; several processes may share the file.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rusqlite::trace::{TraceEvent, TraceEventCodes};
+use rusqlite::types::{Value, ValueRef};
+use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags};
+
+use super::{Database, DatabaseError};
+
+/// How long a read waits for a writer that holds the file's lock.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
+/// SQLite asks whether to go on once in so many steps of its virtual machine.
+const STEPS_BETWEEN_CHECKS: i32 = 10_000;
+/// Where a region's query wants its keys.
+const KEYS: &str = ":keys";
+/// Log target under which, at level `trace`, SQLite's own trace names each statement and row.
+const TRACE_TARGET: &str = "cache_node::sqlite_trace";
+
+/// A connection to an SQLite file.
+pub struct Sqlite {
+    connection: Connection,
+}
+
+impl Sqlite {
+    /// Opens a file read-only.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Failed`] when it cannot be opened or is no SQLite database.
+    pub fn open(path: &Path) -> Result<Self, DatabaseError> {
+        let open = || {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let mut connection = Connection::open_with_flags(path, flags)?;
+            connection.busy_timeout(BUSY_TIMEOUT)?;
+            rusqlite::vtab::array::load_module(&connection)?;
+            // The file is looked at only when something is read.
+            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+            if log::log_enabled!(target: TRACE_TARGET, log::Level::Trace) {
+                trace(&mut connection)?;
+            }
+            Ok(connection)
+        };
+        let connection =
+            open().map_err(|error: rusqlite::Error| DatabaseError::Failed(format!("{}: {error}", path.display())))?;
+        Ok(Self { connection })
+    }
+
+    /// Checks a region's query without running it.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Failed`] when it does not parse, writes, has no `:keys` or too few columns.
+    pub fn check(&mut self, load: &str) -> Result<(), DatabaseError> {
+        let statement = self.prepare(load)?;
+        let complaint = if statement.column_count() < 2 {
+            "the query needs two columns: the key, then the value"
+        } else if !statement.readonly() {
+            "the query may only read"
+        } else if statement.parameter_count() != 1 || statement.parameter_index(KEYS) != Ok(Some(1)) {
+            "the query needs :keys, and no other parameter, as in WHERE id IN (:keys)"
+        } else {
+            return Ok(());
+        };
+        Err(DatabaseError::Failed(complaint.to_owned()))
+    }
+
+    fn prepare(&mut self, load: &str) -> Result<CachedStatement<'_>, DatabaseError> {
+        self.connection.prepare_cached(&with_key_table(load)).map_err(failed)
+    }
+}
+
+impl Database for Sqlite {
+    /// Keys are bound as text, as a blob when they are not UTF-8. A row answers the key that its first column, as
+    /// text, equals; where several do, the first counts. A NULL value is no value.
+    fn read(&mut self, load: &str, keys: &[Bytes], until: Instant) -> Result<HashMap<Bytes, Bytes>, DatabaseError> {
+        self.connection.progress_handler(STEPS_BETWEEN_CHECKS, Some(move || Instant::now() > until)).map_err(failed)?;
+        let mut statement = self.prepare(load)?;
+        let bound: Vec<Value> = keys.iter().map(key_value).collect();
+        let mut rows = statement.query([Rc::new(bound)]).map_err(failed)?;
+        let mut found = HashMap::with_capacity(keys.len());
+        while let Some(row) = rows.next().map_err(failed)? {
+            let key = as_bytes(row.get_ref(0).map_err(failed)?);
+            let value = as_bytes(row.get_ref(1).map_err(failed)?);
+            if let (Some(key), Some(value)) = (key, value) {
+                found.entry(key).or_insert(value);
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// SQLite cannot bind a list, but it can read one as a table: `IN (:keys)` becomes a subquery of that table.
+fn with_key_table(load: &str) -> String {
+    let mut sql = String::with_capacity(load.len() + 64);
+    let mut rest = load;
+    while let Some(at) = rest.find(KEYS) {
+        let (before, after) = rest.split_at(at);
+        sql.push_str(before);
+        rest = &after[KEYS.len()..];
+        let is_longer_name = rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+        sql.push_str(if is_longer_name { KEYS } else { "SELECT value FROM rarray(:keys)" });
+    }
+    sql + rest
+}
+
+fn key_value(key: &Bytes) -> Value {
+    match std::str::from_utf8(key) {
+        Ok(text) => Value::Text(text.to_owned()),
+        Err(_) => Value::Blob(key.to_vec()),
+    }
+}
+
+fn as_bytes(value: ValueRef<'_>) -> Option<Bytes> {
+    Some(match value {
+        ValueRef::Null => return None,
+        ValueRef::Integer(integer) => Bytes::from(integer.to_string()),
+        ValueRef::Real(real) => Bytes::from(format!("{real:?}")),
+        ValueRef::Text(bytes) | ValueRef::Blob(bytes) => Bytes::copy_from_slice(bytes),
+    })
+}
+
+fn failed(error: rusqlite::Error) -> DatabaseError {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::OperationInterrupted) => DatabaseError::TimedOut,
+        _ => DatabaseError::Failed(error.to_string()),
+    }
+}
+
+fn trace(connection: &mut Connection) -> rusqlite::Result<()> {
+    let events = TraceEventCodes::SQLITE_TRACE_STMT | TraceEventCodes::SQLITE_TRACE_ROW;
+    let to_log = |event: TraceEvent<'_>| match event {
+        TraceEvent::Stmt(_, sql) => log::trace!(target: TRACE_TARGET, "statement {sql}"),
+        TraceEvent::Row(_) => log::trace!(target: TRACE_TARGET, "row"),
+        _ => {}
+    };
+    connection.trace_v2(events, Some(to_log))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOAD: &str = "SELECT id, body FROM things WHERE id IN (:keys)";
+
+    fn database(schema: &str) -> (tempfile::TempDir, Sqlite) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("test.db");
+        Connection::open(&path).and_then(|connection| connection.execute_batch(schema)).expect("a schema");
+        let sqlite = Sqlite::open(&path).expect("opens");
+        (dir, sqlite)
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    fn read(sqlite: &mut Sqlite, keys: &[&[u8]]) -> Vec<(String, String)> {
+        let keys: Vec<Bytes> = keys.iter().map(|key| Bytes::copy_from_slice(key)).collect();
+        let found = sqlite.read(LOAD, &keys, soon()).expect("reads");
+        let text = |bytes: Bytes| String::from_utf8_lossy(&bytes).into_owned();
+        let mut found: Vec<_> = found.into_iter().map(|(key, value)| (text(key), text(value))).collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn keys_that_look_alike_are_not_the_same() {
+        let (_dir, mut sqlite) = database(
+            "CREATE TABLE things (id INTEGER PRIMARY KEY, body TEXT); INSERT INTO things VALUES (42, 'a'), (7, NULL), (8, 'c')",
+        );
+        let found = read(&mut sqlite, &[b"42", b"042", b" 42", b"42.0", b"7", b"9"]);
+        assert_eq!(found, [("42".to_owned(), "a".to_owned())]);
+    }
+
+    #[test]
+    fn keys_of_text_and_of_raw_bytes_are_found() {
+        let (_dir, mut sqlite) = database(
+            "CREATE TABLE things (id PRIMARY KEY, body BLOB); INSERT INTO things VALUES ('a/b', x'00ff'), (x'ff00', 5), ('', 'e')",
+        );
+        assert_eq!(read(&mut sqlite, &[b"a/b"]), [("a/b".to_owned(), "\0\u{fffd}".to_owned())]);
+        assert_eq!(read(&mut sqlite, &[b"\xff\x00"]), [("\u{fffd}\0".to_owned(), "5".to_owned())]);
+    }
+
+    #[test]
+    fn a_query_is_checked_without_running_it() {
+        let (_dir, mut sqlite) = database("CREATE TABLE things (id INTEGER PRIMARY KEY, body TEXT)");
+        assert_eq!(sqlite.check(LOAD), Ok(()));
+        for (load, complaint) in [
+            ("SELEC id", "syntax error"),
+            ("SELECT id, body FROM nothings WHERE id IN (:keys)", "no such table"),
+            ("SELECT id FROM things WHERE id IN (:keys)", "two columns"),
+            ("SELECT id, body FROM things", "needs :keys"),
+            ("SELECT id, body FROM things WHERE id IN (:keys) AND body = :other", "needs :keys"),
+            ("SELECT id, body FROM things WHERE id = ':keys'", "needs :keys"),
+            ("DELETE FROM things WHERE id IN (:keys) RETURNING id, body", "only read"),
+        ] {
+            let error = sqlite.check(load).expect_err(load).to_string();
+            assert!(error.contains(complaint), "{load}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_query_that_runs_past_its_time_is_stopped() {
+        let (_dir, mut sqlite) = database("CREATE TABLE things (id INTEGER PRIMARY KEY, body TEXT)");
+        let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) \
+                       SELECT i, i FROM n WHERE i IN (:keys) AND i < 0";
+        let until = Instant::now() + Duration::from_millis(20);
+        assert_eq!(sqlite.read(endless, &[Bytes::from("1")], until), Err(DatabaseError::TimedOut));
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("text.db");
+        std::fs::write(&path, "this is no database, only a text that is long enough to be looked at as one".repeat(20))
+            .expect("a file");
+        let error = Sqlite::open(&path).err().expect("refused").to_string();
+        assert!(error.contains("text.db") && error.contains("not a database"), "{error}");
+    }
+}

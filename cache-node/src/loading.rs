@@ -1,0 +1,297 @@
+//! Loading what is missing: one loader per database, on a thread of its own, so that no load blocks a lane.
+//!
+//! While the database is busy the keys that come in wait together; what waits leaves in one batched read. So a load is
+//! sent at once while there is headroom, and gathered when there is not.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use sharding::wire::{Etag, VALUE_BYTES_MAX};
+use tokio::sync::oneshot;
+
+use crate::database::{Database, DatabaseError};
+use crate::metrics::{DatabaseMetrics, LoadReason};
+
+/// A key to be read, and who wants to know.
+#[derive(Debug)]
+pub(crate) struct Load {
+    /// The region's query.
+    pub(crate) query: Arc<str>,
+    pub(crate) key: Bytes,
+    pub(crate) reason: LoadReason,
+    /// When its answer is worth nothing any more.
+    pub(crate) until: Instant,
+    /// Dropped without an answer, it says that the load was given up.
+    pub(crate) done: oneshot::Sender<Result<Loaded, LoadError>>,
+}
+
+/// What a load brought.
+#[derive(Clone, Debug)]
+pub(crate) struct Loaded {
+    /// When it was sent to the database.
+    pub(crate) sent: Instant,
+    /// The value; `None`: there is no such row.
+    pub(crate) content: Option<(Bytes, Etag)>,
+}
+
+/// Why a load brought nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum LoadError {
+    #[error("database {database}: {error}; the next request tries again")]
+    Database { database: Arc<str>, error: DatabaseError },
+    #[error("the value has {0} bytes; at most {VALUE_BYTES_MAX} are served")]
+    ValueTooLarge(usize),
+    #[error("the load was not answered within {0:?}; the next request tries again")]
+    TimedOut(Duration),
+    #[error("the load was given up; the next request tries again")]
+    GivenUp,
+}
+
+/// As many loads wait as may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{queue_max} loads wait for the database already")]
+pub(crate) struct QueueFull {
+    pub(crate) queue_max: usize,
+}
+
+/// Bounds of a loader.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LoaderLimits {
+    /// Most keys in one operation.
+    pub(crate) keys_max: usize,
+    /// Most loads that wait.
+    pub(crate) queue_max: usize,
+    /// Longest time for one load.
+    pub(crate) timeout: Duration,
+}
+
+/// Where loads for one database are handed in. Clones share the queue; when the last is dropped the thread ends.
+#[derive(Clone, Debug)]
+pub(crate) struct Loader {
+    queue: Sender<Load>,
+    limits: LoaderLimits,
+}
+
+impl Loader {
+    /// Starts the loader's thread. `connect` is called on it for the first connection, and for another after a panic
+    /// inside one.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub(crate) fn start<D: Database>(
+        name: &str,
+        connect: impl Fn() -> Result<D, DatabaseError> + Send + 'static,
+        limits: LoaderLimits,
+        metrics: DatabaseMetrics,
+    ) -> std::io::Result<Self> {
+        let (queue, waiting) = bounded(limits.queue_max);
+        let worker = Worker { name: name.into(), connect, waiting, limits, metrics };
+        std::thread::Builder::new().name(format!("loader {name}")).spawn(move || worker.run())?;
+        Ok(Self { queue, limits })
+    }
+
+    /// Longest time that a load may take.
+    pub(crate) const fn timeout(&self) -> Duration {
+        self.limits.timeout
+    }
+
+    /// Hands a load in.
+    ///
+    /// # Errors
+    /// [`QueueFull`] at the bound.
+    pub(crate) fn send(&self, load: Load) -> Result<(), QueueFull> {
+        let queue_max = self.limits.queue_max;
+        match self.queue.try_send(load) {
+            // The thread ends only after all loaders: a load it never takes answers "given up" when it is dropped.
+            Ok(()) | Err(TrySendError::Disconnected(_)) => Ok(()),
+            Err(TrySendError::Full(_)) => Err(QueueFull { queue_max }),
+        }
+    }
+}
+
+struct Worker<C> {
+    name: Arc<str>,
+    connect: C,
+    waiting: Receiver<Load>,
+    limits: LoaderLimits,
+    metrics: DatabaseMetrics,
+}
+
+impl<D: Database, C: Fn() -> Result<D, DatabaseError>> Worker<C> {
+    fn run(self) {
+        let mut connection = None;
+        while let Ok(first) = self.waiting.recv() {
+            let mut batch = vec![first];
+            batch.extend(self.waiting.try_iter().take(self.limits.keys_max - 1));
+            let now = Instant::now();
+            batch.retain(|load| load.until > now && !load.done.is_closed());
+            while let Some(first) = batch.first() {
+                let query = Arc::clone(&first.query);
+                let (same, others) = batch.into_iter().partition(|load| *load.query == *query);
+                self.read(&mut connection, &query, same);
+                batch = others;
+            }
+        }
+    }
+
+    /// One operation: reads the keys of one query and answers all who asked.
+    fn read(&self, connection: &mut Option<D>, query: &str, batch: Vec<Load>) {
+        let keys: Vec<Bytes> = batch.iter().map(|load| load.key.clone()).collect();
+        // The last one to give up decides: the others' waiters have left by then.
+        let until = batch.iter().map(|load| load.until).max().unwrap_or_else(Instant::now);
+        let sent = Instant::now();
+        let answer = catch_unwind(AssertUnwindSafe(|| {
+            let database = match connection {
+                Some(database) => database,
+                None => connection.insert((self.connect)()?),
+            };
+            self.metrics.count_operation(batch[0].reason);
+            for load in &batch {
+                self.metrics.count_key(load.reason);
+            }
+            database.read(query, &keys, until)
+        }));
+        self.metrics.load_seconds.observe(sent.elapsed().as_secs_f64());
+        let answer = answer.unwrap_or_else(|_| {
+            *connection = None;
+            Err(DatabaseError::Failed("its driver panicked".to_owned()))
+        });
+        if let Err(error) = &answer {
+            log::warn!(database = &*self.name, keys = keys.len(); "a load failed: {error}");
+        }
+        for load in batch {
+            let result = match &answer {
+                Ok(found) => loaded(sent, found.get(&load.key)),
+                Err(error) => Err(LoadError::Database { database: Arc::clone(&self.name), error: error.clone() }),
+            };
+            // Nobody waits any more: the load has outlived its time.
+            let _ = load.done.send(result);
+        }
+    }
+}
+
+fn loaded(sent: Instant, value: Option<&Bytes>) -> Result<Loaded, LoadError> {
+    match value {
+        Some(value) if value.len() > VALUE_BYTES_MAX => Err(LoadError::ValueTooLarge(value.len())),
+        Some(value) => Ok(Loaded { sent, content: Some((value.clone(), Etag::of(value))) }),
+        None => Ok(Loaded { sent, content: None }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::metrics::Metrics;
+
+    const LIMITS: LoaderLimits = LoaderLimits { keys_max: 100, queue_max: 100, timeout: Duration::from_secs(5) };
+
+    /// A database whose every read is played by the test: it says what it was asked, then waits for the answer.
+    struct Scripted {
+        asked: Sender<Vec<Bytes>>,
+        answers: Receiver<Result<HashMap<Bytes, Bytes>, DatabaseError>>,
+    }
+
+    impl Database for Scripted {
+        fn read(&mut self, _: &str, keys: &[Bytes], _: Instant) -> Result<HashMap<Bytes, Bytes>, DatabaseError> {
+            self.asked.send(keys.to_vec()).expect("the test listens");
+            self.answers.recv().expect("the driver of this database panics when its script is at an end")
+        }
+    }
+
+    struct Scene {
+        loader: Loader,
+        asked: Receiver<Vec<Bytes>>,
+        answers: Sender<Result<HashMap<Bytes, Bytes>, DatabaseError>>,
+    }
+
+    fn scene(limits: LoaderLimits) -> Scene {
+        let (ask, asked) = bounded(100);
+        let (answers, answer) = bounded(100);
+        let connect = move || Ok(Scripted { asked: ask.clone(), answers: answer.clone() });
+        let metrics = Metrics::new(&mut Registry::default()).database("main");
+        let loader = Loader::start("main", connect, limits, metrics).expect("a thread");
+        Scene { loader, asked, answers }
+    }
+
+    type Done = oneshot::Receiver<Result<Loaded, LoadError>>;
+
+    fn load(key: &'static str) -> (Load, Done) {
+        let (done, result) = oneshot::channel();
+        let until = Instant::now() + LIMITS.timeout;
+        (Load { query: "SELECT".into(), key: Bytes::from(key), reason: LoadReason::Cold, until, done }, result)
+    }
+
+    impl Scene {
+        fn send(&self, key: &'static str) -> Done {
+            let (load, done) = load(key);
+            self.loader.send(load).expect("room");
+            done
+        }
+    }
+
+    #[test]
+    fn keys_that_wait_for_a_busy_database_leave_in_one_read() {
+        let scene = scene(LIMITS);
+        let first = scene.send("a");
+        assert_eq!(scene.asked.recv().expect("asked"), ["a"]);
+        let rest: Vec<Done> = ["b", "c", "d"].into_iter().map(|key| scene.send(key)).collect();
+        scene.answers.send(Ok(HashMap::from([(Bytes::from("a"), Bytes::from("1"))]))).expect("the loader listens");
+        assert_eq!(scene.asked.recv().expect("asked"), ["b", "c", "d"]);
+        scene.answers.send(Ok(HashMap::new())).expect("the loader listens");
+
+        let value = first.blocking_recv().expect("answered").expect("loaded").content;
+        assert_eq!(value.map(|(value, _)| value), Some(Bytes::from("1")));
+        for done in rest {
+            assert!(done.blocking_recv().expect("answered").expect("loaded").content.is_none());
+        }
+    }
+
+    #[test]
+    fn an_error_reaches_all_who_waited_and_the_next_load_tries_again() {
+        let scene = scene(LIMITS);
+        scene.answers.send(Err(DatabaseError::TimedOut)).expect("the loader listens");
+        let error = scene.send("a").blocking_recv().expect("answered").expect_err("failed").to_string();
+        assert!(error.contains("database main"), "{error}");
+        scene.answers.send(Ok(HashMap::new())).expect("the loader listens");
+        assert!(scene.send("a").blocking_recv().expect("answered").is_ok());
+    }
+
+    #[test]
+    fn a_panic_in_a_driver_strands_nobody() {
+        let scene = scene(LIMITS);
+        let done = scene.send("a");
+        scene.asked.recv().expect("asked");
+        drop(scene.answers);
+        let error = done.blocking_recv().expect("answered").expect_err("failed").to_string();
+        assert!(error.contains("panicked"), "{error}");
+        assert!(scene.loader.send(load("b").0).is_ok(), "the thread goes on");
+        assert_eq!(scene.asked.recv().expect("asked again, on a new connection"), ["b"]);
+    }
+
+    #[test]
+    fn one_load_more_than_may_wait_is_refused() {
+        let scene = scene(LoaderLimits { queue_max: 2, ..LIMITS });
+        let _busy = scene.send("a");
+        scene.asked.recv().expect("asked");
+        let _waiting = (scene.send("b"), scene.send("c"));
+        assert_eq!(scene.loader.send(load("d").0), Err(QueueFull { queue_max: 2 }));
+    }
+
+    #[test]
+    fn a_load_that_nobody_waits_for_any_more_is_not_sent() {
+        let scene = scene(LIMITS);
+        let _busy = scene.send("a");
+        scene.asked.recv().expect("asked");
+        drop(scene.send("left"));
+        let _kept = scene.send("kept");
+        scene.answers.send(Ok(HashMap::new())).expect("the loader listens");
+        assert_eq!(scene.asked.recv().expect("asked"), ["kept"]);
+    }
+}

@@ -1,0 +1,29 @@
+//! The cache node's program: flags, log, limits, then [`cache_node::run`].
+
+use std::process::ExitCode;
+
+use cache_node::NodeError;
+use cache_node::config::{Args, EXIT_CONFIG};
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // What cannot be printed (a closed terminal) cannot be reported either.
+            let _ = error.print();
+            return if error.use_stderr() { EXIT_CONFIG.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
+        log::warn!("the limit of open files stays as it is: {error}");
+    }
+    match cache_node::run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cache-node: {error}");
+            if matches!(error, NodeError::Config(_)) { EXIT_CONFIG.into() } else { ExitCode::FAILURE }
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What a node counts. Handles are resolved once, so that counting looks nothing up.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+use crate::shard::entries::EntryGauges;
+
+/// Seconds from 0.1 ms, doubling, to 13 s.
+const LOAD_BUCKETS: u16 = 18;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RegionLabel {
+    region: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    region: String,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LoadLabels {
+    database: String,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+/// Why a key is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum LoadReason {
+    /// It was not in memory.
+    Cold,
+    /// Its value was older than `max_stale`.
+    Expired,
+    /// Its value was older than `ttl`, and was served meanwhile.
+    Refreshed,
+    /// "There is no such row" was older than `absent_ttl`.
+    Absent,
+}
+
+impl LoadReason {
+    const ALL: [Self; 4] = [Self::Cold, Self::Expired, Self::Refreshed, Self::Absent];
+
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Cold => "cold",
+            Self::Expired => "expired",
+            Self::Refreshed => "refreshed",
+            Self::Absent => "absent",
+        }
+    }
+}
+
+/// All metrics of a node.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    requests: Family<RequestLabels, Counter>,
+    entries: Family<RegionLabel, Gauge>,
+    entry_bytes: Family<RegionLabel, Gauge>,
+    not_kept: Family<RegionLabel, Counter>,
+    operations: Family<LoadLabels, Counter>,
+    keys: Family<LoadLabels, Counter>,
+    load_seconds: Histogram,
+    connections_closed: Family<ReasonLabel, Counter>,
+    shards: Family<StateLabel, Gauge>,
+    pub(crate) shards_restarted: Counter,
+    pub(crate) wrong_lane: Counter,
+    pub(crate) connections: Gauge,
+    pub(crate) term: Gauge,
+    pub(crate) epoch: Gauge,
+}
+
+/// What is counted of one region.
+#[derive(Clone, Debug)]
+pub(crate) struct RegionMetrics {
+    pub(crate) hit: Counter,
+    pub(crate) stale: Counter,
+    pub(crate) miss: Counter,
+    pub(crate) joined: Counter,
+    pub(crate) failed: Counter,
+    pub(crate) misdirected: Counter,
+    pub(crate) overloaded: Counter,
+    pub(crate) not_kept: Counter,
+    pub(crate) entries: EntryGauges,
+}
+
+/// What is counted of one database.
+#[derive(Clone, Debug)]
+pub(crate) struct DatabaseMetrics {
+    by_reason: [(Counter, Counter); LoadReason::ALL.len()],
+    pub(crate) load_seconds: Histogram,
+}
+
+impl DatabaseMetrics {
+    /// Counts one operation, by the reason of its first key.
+    pub(crate) fn count_operation(&self, reason: LoadReason) {
+        self.by_reason[reason as usize].0.inc();
+    }
+
+    /// Counts one key that is asked for.
+    pub(crate) fn count_key(&self, reason: LoadReason) {
+        self.by_reason[reason as usize].1.inc();
+    }
+}
+
+impl Metrics {
+    /// Metrics at zero, registered by the names that dashboards know.
+    pub(crate) fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            entries: Family::default(),
+            entry_bytes: Family::default(),
+            not_kept: Family::default(),
+            operations: Family::default(),
+            keys: Family::default(),
+            load_seconds: Histogram::new(exponential_buckets(0.0001, 2.0, LOAD_BUCKETS)),
+            connections_closed: Family::default(),
+            shards: Family::default(),
+            shards_restarted: Counter::default(),
+            wrong_lane: Counter::default(),
+            connections: Gauge::default(),
+            term: Gauge::default(),
+            epoch: Gauge::default(),
+        };
+        let registry = registry.sub_registry_with_prefix("cache_node");
+        registry.register("requests", "Requests by what became of them", metrics.requests.clone());
+        registry.register("entries", "Entries in memory, absent ones included", metrics.entries.clone());
+        registry.register("entry_bytes", "Bytes of keys, values and overhead", metrics.entry_bytes.clone());
+        registry.register("values_not_kept", "Values too large for a shard's room", metrics.not_kept.clone());
+        registry.register("database_operations", "Operations, by first key's reason", metrics.operations.clone());
+        registry.register("database_keys", "Keys asked for, found or not", metrics.keys.clone());
+        registry.register("load_seconds", "From sending an operation to its answer", metrics.load_seconds.clone());
+        registry.register(
+            "connections_closed",
+            "Data connections by why they ended",
+            metrics.connections_closed.clone(),
+        );
+        registry.register("connections", "Data connections that are open", metrics.connections.clone());
+        registry.register("shards", "Shards by state", metrics.shards.clone());
+        registry.register(
+            "shards_restarted",
+            "Shard actors started again after a panic",
+            metrics.shards_restarted.clone(),
+        );
+        registry.register("wrong_lane", "Requests that crossed a thread to their shard", metrics.wrong_lane.clone());
+        registry.register("term", "Term counter of the newest map", metrics.term.clone());
+        registry.register("epoch", "Sequence number of the newest map", metrics.epoch.clone());
+        metrics
+    }
+
+    pub(crate) fn region(&self, name: &str) -> RegionMetrics {
+        let requests = |result| self.requests.get_or_create_owned(&RequestLabels { region: name.to_owned(), result });
+        let label = RegionLabel { region: name.to_owned() };
+        RegionMetrics {
+            hit: requests("hit"),
+            stale: requests("stale"),
+            miss: requests("miss"),
+            joined: requests("joined"),
+            failed: requests("failed"),
+            misdirected: requests("misdirected"),
+            overloaded: requests("overloaded"),
+            not_kept: self.not_kept.get_or_create_owned(&label),
+            entries: EntryGauges {
+                entries: self.entries.get_or_create_owned(&label),
+                bytes: self.entry_bytes.get_or_create_owned(&label),
+            },
+        }
+    }
+
+    pub(crate) fn database(&self, name: &str) -> DatabaseMetrics {
+        let counters = |reason: LoadReason| {
+            let labels = LoadLabels { database: name.to_owned(), reason: reason.label() };
+            (self.operations.get_or_create_owned(&labels), self.keys.get_or_create_owned(&labels))
+        };
+        DatabaseMetrics { by_reason: LoadReason::ALL.map(counters), load_seconds: self.load_seconds.clone() }
+    }
+
+    pub(crate) fn connection_closed(&self, reason: &'static str) {
+        self.connections_closed.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    pub(crate) fn shards_serving(&self) -> Gauge {
+        self.shards.get_or_create_owned(&StateLabel { state: "serving" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_that_dashboards_know_are_there() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        metrics.region("cache-data").hit.inc();
+        metrics.database("main").count_key(LoadReason::Cold);
+        metrics.shards_serving().set(3);
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &registry).expect("text");
+        for line in [
+            "cache_node_requests_total{region=\"cache-data\",result=\"hit\"} 1",
+            "cache_node_entries{region=\"cache-data\"} 0",
+            "cache_node_entry_bytes{region=\"cache-data\"} 0",
+            "cache_node_database_operations_total{database=\"main\",reason=\"cold\"} 0",
+            "cache_node_database_keys_total{database=\"main\",reason=\"cold\"} 1",
+            "cache_node_load_seconds_count 0",
+            "cache_node_shards{state=\"serving\"} 3",
+            "cache_node_term 0",
+            "cache_node_epoch 0",
+        ] {
+            assert!(page.lines().any(|found| found == line), "no {line:?} in\n{page}");
+        }
+    }
+}

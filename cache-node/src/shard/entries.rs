@@ -1,0 +1,203 @@
+//! The entries of one region in one shard, bounded by bytes.
+//!
+//! Eviction is quick_cache's (S3-FIFO); lifetimes are ours: an entry is looked at when it is read, and swept when it
+//! is gone.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use prometheus_client::metrics::gauge::Gauge;
+use quick_cache::Weighter;
+use quick_cache::unsync::Cache;
+use sharding::wire::Etag;
+
+use super::freshness::{Age, Lifetime};
+
+/// Charged for each entry beyond its key and value: the table's slot, the handles and the lifetime.
+pub const ENTRY_OVERHEAD_BYTES: u64 = 128;
+/// Size of an entry that the table is prepared for; others only make it grow sooner or later.
+const TYPICAL_ENTRY_BYTES: u64 = 1024;
+
+/// What is known of a key.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    /// The value; `None`: the database has no such row.
+    pub(crate) content: Option<(Bytes, Etag)>,
+    pub(crate) lifetime: Lifetime,
+}
+
+#[derive(Clone)]
+struct ByBytes;
+
+impl Weighter<Box<[u8]>, Entry> for ByBytes {
+    fn weight(&self, key: &Box<[u8]>, entry: &Entry) -> u64 {
+        let value_bytes = entry.content.as_ref().map_or(0, |(value, _)| value.len());
+        key.len() as u64 + value_bytes as u64 + ENTRY_OVERHEAD_BYTES
+    }
+}
+
+/// Entries by key. Whoever owns it is the only one to change it; dropping it takes its numbers out of the gauges.
+pub(crate) struct Entries {
+    cache: Cache<Box<[u8]>, Entry, ByBytes>,
+    gauges: EntryGauges,
+}
+
+/// What the node tells of all entries of a region together.
+#[derive(Clone, Debug)]
+pub(crate) struct EntryGauges {
+    pub(crate) entries: Gauge,
+    pub(crate) bytes: Gauge,
+}
+
+/// Too large to be kept.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct TooLarge;
+
+impl Entries {
+    pub(crate) fn new(bytes_max: u64, gauges: EntryGauges) -> Self {
+        let typical_items = usize::try_from(bytes_max / TYPICAL_ENTRY_BYTES).unwrap_or(usize::MAX);
+        Self { cache: Cache::with_weighter(typical_items.max(1), bytes_max, ByBytes), gauges }
+    }
+
+    /// What is known of a key, unless it is gone.
+    pub(crate) fn get(&self, key: &[u8], now: Instant) -> Option<&Entry> {
+        self.cache.get(key).filter(|entry| entry.lifetime.age(now) != Age::Gone)
+    }
+
+    /// What is in memory of a key, gone or not, without counting as a use.
+    pub(crate) fn peek(&self, key: &[u8]) -> Option<&Entry> {
+        self.cache.peek(key)
+    }
+
+    /// Keeps an entry, and gives up others for it. One that is larger than the whole room is refused, and what was
+    /// known of its key before is forgotten.
+    pub(crate) fn insert(&mut self, key: Box<[u8]>, entry: Entry) -> Result<(), TooLarge> {
+        self.counted(|cache| {
+            if ByBytes.weight(&key, &entry) > cache.capacity() {
+                cache.remove(&*key);
+                return Err(TooLarge);
+            }
+            cache.insert(key, entry);
+            Ok(())
+        })
+    }
+
+    /// Sets another bound, and gives up what is over it.
+    pub(crate) fn resize(&mut self, bytes_max: u64) {
+        self.counted(|cache| cache.set_capacity(bytes_max));
+    }
+
+    /// Forgets what is gone, so that it holds no memory.
+    pub(crate) fn sweep(&mut self, now: Instant) {
+        self.counted(|cache| cache.retain(|_, entry| entry.lifetime.age(now) != Age::Gone));
+    }
+
+    fn counted<T>(&mut self, change: impl FnOnce(&mut Cache<Box<[u8]>, Entry, ByBytes>) -> T) -> T {
+        let before = self.size();
+        let answer = change(&mut self.cache);
+        let after = self.size();
+        self.gauges.entries.inc_by(after.0 - before.0);
+        self.gauges.bytes.inc_by(after.1 - before.1);
+        answer
+    }
+
+    fn size(&self) -> (i64, i64) {
+        let entries = i64::try_from(self.cache.len()).unwrap_or(i64::MAX);
+        (entries, i64::try_from(self.cache.weight()).unwrap_or(i64::MAX))
+    }
+}
+
+impl Drop for Entries {
+    fn drop(&mut self) {
+        let (entries, bytes) = self.size();
+        self.gauges.entries.dec_by(entries);
+        self.gauges.bytes.dec_by(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::shard::freshness::Freshness;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const TIMES: Freshness = Freshness { ttl: SECOND, max_stale: Duration::from_secs(2), absent_ttl: SECOND };
+
+    fn entries(bytes_max: u64) -> (Entries, EntryGauges) {
+        let gauges = EntryGauges { entries: Gauge::default(), bytes: Gauge::default() };
+        (Entries::new(bytes_max, gauges.clone()), gauges)
+    }
+
+    fn entry(len: usize, sent: Instant) -> Entry {
+        let value = Bytes::from(vec![b'v'; len]);
+        let etag = Etag::of(&value);
+        Entry { content: Some((value, etag)), lifetime: TIMES.lifetime(sent, false, 0.0) }
+    }
+
+    fn key(number: u32) -> Box<[u8]> {
+        Box::from(number.to_le_bytes())
+    }
+
+    #[test]
+    fn the_bound_holds_whatever_is_put_in() {
+        const BOUND: u64 = 64 * 1024;
+        let (mut entries, gauges) = entries(BOUND);
+        let now = Instant::now();
+        for number in 0..10_000 {
+            let len = usize::try_from(number % 700).expect("small");
+            entries.insert(key(number), entry(len, now)).expect("small entries fit");
+            let bytes = u64::try_from(gauges.bytes.get()).expect("never negative");
+            assert!(bytes <= BOUND, "{bytes} bytes after {number}");
+        }
+        assert!(gauges.entries.get() > 50, "most of the room is used");
+        drop(entries);
+        assert_eq!((gauges.entries.get(), gauges.bytes.get()), (0, 0));
+    }
+
+    #[test]
+    fn all_that_fits_is_kept() {
+        let (mut entries, gauges) = entries(100 * (1024 + 4 + ENTRY_OVERHEAD_BYTES));
+        let now = Instant::now();
+        for number in 0..100 {
+            entries.insert(key(number), entry(1024, now)).expect("fits");
+        }
+        assert!((0..100).all(|number| entries.get(&key(number), now).is_some()));
+        assert_eq!(gauges.entries.get(), 100);
+    }
+
+    #[test]
+    fn what_is_too_large_is_refused_and_takes_its_old_value_along() {
+        let (mut entries, gauges) = entries(1000);
+        let now = Instant::now();
+        entries.insert(key(1), entry(10, now)).expect("fits");
+        assert_eq!(entries.insert(key(1), entry(1000, now)), Err(TooLarge));
+        assert!(entries.peek(&key(1)).is_none());
+        assert_eq!((gauges.entries.get(), gauges.bytes.get()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_gone_is_not_served_and_is_swept() {
+        let (mut entries, gauges) = entries(10_000);
+        let now = Instant::now();
+        entries.insert(key(1), entry(10, now)).expect("fits");
+        assert!(entries.get(&key(1), now + SECOND).is_some(), "stale is still there");
+        assert!(entries.get(&key(1), now + 2 * SECOND).is_none());
+        assert!(entries.peek(&key(1)).is_some());
+        entries.sweep(now + 2 * SECOND);
+        assert!(entries.peek(&key(1)).is_none());
+        assert_eq!((gauges.entries.get(), gauges.bytes.get()), (0, 0));
+    }
+
+    #[test]
+    fn a_smaller_bound_gives_up_what_is_over_it() {
+        let (mut entries, gauges) = entries(100_000);
+        let now = Instant::now();
+        for number in 0..100 {
+            entries.insert(key(number), entry(500, now)).expect("fits");
+        }
+        entries.resize(5_000);
+        assert!(gauges.bytes.get() <= 5_000 && gauges.bytes.get() > 0, "{}", gauges.bytes.get());
+    }
+}

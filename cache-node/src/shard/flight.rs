@@ -1,0 +1,97 @@
+//! Single-flight: at most one load of a key at a time, and all who want it wait for that one.
+//!
+//! A flight belongs to the shard, not to a request: a waiter that goes away leaves alone, and the load goes on. Nobody
+//! is stranded: whoever drops a waiter answers it (its `Drop` does).
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+/// Which load of a key: one that was given up and came back late is told apart from its successor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlightId(u64);
+
+/// Position of a region, and the key.
+pub(crate) type FlightKey = (usize, Bytes);
+
+/// Whether the caller has to load.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Boarding {
+    /// Nobody does: start one under this id.
+    Lead(FlightId),
+    /// Somebody does.
+    Joined,
+}
+
+#[derive(Debug)]
+struct Flight<W> {
+    id: FlightId,
+    waiters: Vec<W>,
+}
+
+/// The loads of a shard that are in the air.
+#[derive(Debug)]
+pub(crate) struct Flights<W> {
+    by_key: HashMap<FlightKey, Flight<W>>,
+    next_id: u64,
+}
+
+impl<W> Flights<W> {
+    pub(crate) fn new() -> Self {
+        Self { by_key: HashMap::new(), next_id: 0 }
+    }
+
+    /// Joins the flight of a key, or begins one. Without a waiter it is a refresh that nobody waits for.
+    pub(crate) fn board(&mut self, key: FlightKey, waiter: Option<W>) -> Boarding {
+        if let Some(flight) = self.by_key.get_mut(&key) {
+            flight.waiters.extend(waiter);
+            return Boarding::Joined;
+        }
+        let id = FlightId(self.next_id);
+        self.next_id += 1;
+        self.by_key.insert(key, Flight { id, waiters: waiter.into_iter().collect() });
+        Boarding::Lead(id)
+    }
+
+    /// Ends a flight: its waiters, in the order in which they came. `None` when it is not in the air any more.
+    pub(crate) fn land(&mut self, key: &FlightKey, id: FlightId) -> Option<Vec<W>> {
+        if self.by_key.get(key)?.id != id {
+            return None;
+        }
+        self.by_key.remove(key).map(|flight| flight.waiters)
+    }
+
+    pub(crate) fn is_in_the_air(&self, key: &FlightKey) -> bool {
+        self.by_key.contains_key(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> FlightKey {
+        (0, Bytes::from("k"))
+    }
+
+    #[test]
+    fn one_leads_and_the_others_join() {
+        let mut flights = Flights::new();
+        let Boarding::Lead(id) = flights.board(key(), Some(1)) else { panic!("the first leads") };
+        assert_eq!(flights.board(key(), Some(2)), Boarding::Joined);
+        assert_eq!(flights.board(key(), None), Boarding::Joined);
+        assert!(matches!(flights.board((1, Bytes::from("k")), Some(3)), Boarding::Lead(_)), "another region's key");
+        assert_eq!(flights.land(&key(), id), Some(vec![1, 2]));
+        assert!(!flights.is_in_the_air(&key()));
+    }
+
+    #[test]
+    fn a_load_that_comes_back_late_is_not_taken_for_its_successor() {
+        let mut flights = Flights::new();
+        let Boarding::Lead(first) = flights.board(key(), Some(1)) else { panic!("the first leads") };
+        flights.land(&key(), first);
+        let Boarding::Lead(second) = flights.board(key(), Some(2)) else { panic!("the next leads") };
+        assert_eq!(flights.land(&key(), first), None);
+        assert_eq!(flights.land(&key(), second), Some(vec![2]));
+    }
+}

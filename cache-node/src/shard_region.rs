@@ -1,0 +1,237 @@
+//! One lane: a thread with its shard actors and its connections.
+//!
+//! The [`ShardRegion`] actor starts, restarts and stops the lane's shards; [`Lane`] is its table of them, which the
+//! lane's connections read without asking anybody.
+
+use std::cell::{OnceCell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use sharding::epoch::Epoch;
+use sharding::id::ShardId;
+use sharding::wire::{AnswerBody, FrameReader};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::data;
+use crate::node::Node;
+use crate::shard::{Batch, Resize, Shard, Stop, Sweep, Work};
+
+/// Every shard is swept once in this time.
+const SWEEP_PERIOD: Duration = Duration::from_secs(30);
+/// Pause between two parts of a sweep.
+const SWEEP_PAUSE: Duration = Duration::from_millis(100);
+
+/// A lane's shards, for all who live on its thread.
+pub(crate) struct Lane {
+    number: u16,
+    pub(crate) node: Arc<Node>,
+    shards: RefCell<Vec<Option<Addr<Shard>>>>,
+    /// All lanes of the node in order, this one included.
+    lanes: OnceCell<Vec<Addr<ShardRegion>>>,
+}
+
+impl Lane {
+    /// Gives every request to its shard: in one message for each shard, on this thread. What belongs to another lane
+    /// crosses to it; what this node does not own is answered "misdirected".
+    pub(crate) fn dispatch(&self, mut works: Vec<Work>) {
+        works.sort_by_key(|work| work.shard);
+        while let Some(shard) = works.first().map(|work| work.shard) {
+            let others = works.split_off(works.partition_point(|work| work.shard == shard));
+            self.dispatch_to(shard, std::mem::replace(&mut works, others));
+        }
+    }
+
+    fn dispatch_to(&self, shard: ShardId, works: Vec<Work>) {
+        let lane = shard.lane(self.node.n_lanes);
+        if lane != self.number {
+            if let Some(lanes) = self.lanes.get() {
+                self.node.metrics.wrong_lane.inc_by(works.len() as u64);
+                lanes[usize::from(lane)].do_send(WrongLane(works));
+            }
+            return;
+        }
+        let owner = self.shards.borrow().get(shard.index()).cloned().flatten();
+        match owner {
+            Some(owner) => owner.do_send(Batch(works)),
+            None => works.into_iter().for_each(|work| self.misdirect(work)),
+        }
+    }
+
+    fn misdirect(&self, work: Work) {
+        self.node.regions[work.region].metrics.misdirected.inc();
+        let map = self.node.map();
+        let epoch = map.as_ref().map_or_else(Epoch::default, |map| map.epoch());
+        let owner = map.as_ref().and_then(|map| map.owner_of(work.shard)).map(|owner| owner.node.clone());
+        work.reply.send(AnswerBody::Misdirected { epoch, owner });
+    }
+}
+
+/// Supervises the shards of one lane.
+pub(crate) struct ShardRegion {
+    lane: Rc<Lane>,
+    /// For each shard that is served here, since when.
+    since: Vec<Option<Epoch>>,
+    n_owned: usize,
+    /// Where the sweep goes on.
+    next_swept: usize,
+}
+
+/// Serve a shard from now on.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Serve {
+    pub(crate) shard: ShardId,
+    pub(crate) since: Epoch,
+}
+
+/// Serve a shard no more.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Release {
+    pub(crate) shard: ShardId,
+}
+
+/// A shard's actor panicked.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct ShardDied {
+    pub(crate) shard: ShardId,
+    pub(crate) since: Epoch,
+}
+
+/// All lanes of the node, once they are started.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Lanes(pub(crate) Vec<Addr<ShardRegion>>);
+
+/// Requests that came in on another lane.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct WrongLane(Vec<Work>);
+
+/// A connection that has named this lane.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Connect {
+    pub(crate) stream: std::net::TcpStream,
+    /// What the router has sent behind its greeting.
+    pub(crate) reader: FrameReader,
+    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+impl ShardRegion {
+    /// The lane of this number, with no shards. Requires: called on the lane's thread.
+    pub(crate) fn new(number: u16, node: Arc<Node>) -> Self {
+        let lane = Lane { number, node, shards: RefCell::default(), lanes: OnceCell::new() };
+        Self { lane: Rc::new(lane), since: Vec::new(), n_owned: 0, next_swept: 0 }
+    }
+
+    fn start_shard(&self, shard: ShardId, since: Epoch, me: Addr<Self>) {
+        let regions = Arc::clone(&self.lane.node.regions);
+        let address = Shard::new(shard, since, regions, self.n_owned, me).start();
+        let mut shards = self.lane.shards.borrow_mut();
+        if shards.len() <= shard.index() {
+            shards.resize(shard.index() + 1, None);
+        }
+        shards[shard.index()] = Some(address);
+    }
+
+    fn sweep_some(&mut self) {
+        let shards = self.lane.shards.borrow();
+        let pauses = usize::try_from(SWEEP_PERIOD.as_millis() / SWEEP_PAUSE.as_millis()).unwrap_or(1);
+        for _ in 0..shards.len().div_ceil(pauses) {
+            self.next_swept = (self.next_swept + 1) % shards.len();
+            if let Some(shard) = &shards[self.next_swept] {
+                shard.do_send(Sweep);
+            }
+        }
+    }
+}
+
+impl Actor for ShardRegion {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(SWEEP_PAUSE, |region, _| region.sweep_some());
+    }
+}
+
+impl Handler<Lanes> for ShardRegion {
+    type Result = ();
+
+    fn handle(&mut self, Lanes(lanes): Lanes, _: &mut Context<Self>) {
+        self.lane.lanes.set(lanes).expect("the lanes are told once, by the node's start");
+    }
+}
+
+impl Handler<Resize> for ShardRegion {
+    type Result = ();
+
+    fn handle(&mut self, resize: Resize, _: &mut Context<Self>) {
+        self.n_owned = resize.n_owned;
+        for shard in self.lane.shards.borrow().iter().flatten() {
+            shard.do_send(resize);
+        }
+    }
+}
+
+impl Handler<Serve> for ShardRegion {
+    type Result = ();
+
+    fn handle(&mut self, Serve { shard, since }: Serve, ctx: &mut Context<Self>) {
+        self.start_shard(shard, since, ctx.address());
+        if self.since.len() <= shard.index() {
+            self.since.resize(shard.index() + 1, None);
+        }
+        self.since[shard.index()] = Some(since);
+        self.lane.node.serving.inc();
+    }
+}
+
+impl Handler<Release> for ShardRegion {
+    type Result = ();
+
+    fn handle(&mut self, Release { shard }: Release, _: &mut Context<Self>) {
+        let gone = self.lane.shards.borrow_mut().get_mut(shard.index()).and_then(Option::take);
+        if let Some(gone) = gone {
+            gone.do_send(Stop);
+            self.since[shard.index()] = None;
+            self.lane.node.serving.dec();
+        }
+    }
+}
+
+impl Handler<ShardDied> for ShardRegion {
+    type Result = ();
+
+    /// Starts it again, empty, unless it has been released or given anew meanwhile.
+    fn handle(&mut self, ShardDied { shard, since }: ShardDied, ctx: &mut Context<Self>) {
+        if self.since[shard.index()] != Some(since) {
+            return;
+        }
+        log::error!(shard = shard.0; "a shard's actor panicked and is started again, empty");
+        self.lane.node.metrics.shards_restarted.inc();
+        self.start_shard(shard, since, ctx.address());
+    }
+}
+
+impl Handler<WrongLane> for ShardRegion {
+    type Result = ();
+
+    fn handle(&mut self, WrongLane(works): WrongLane, _: &mut Context<Self>) {
+        self.lane.dispatch(works);
+    }
+}
+
+impl Handler<Connect> for ShardRegion {
+    type Result = ();
+
+    fn handle(&mut self, connect: Connect, _: &mut Context<Self>) {
+        actix_rt::spawn(data::serve(connect, Rc::clone(&self.lane)));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,99 @@
+//! The HTTP that users see: all routes on one screen.
+
+mod admin;
+mod batch;
+mod entries;
+mod error;
+mod target;
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use actix_web::http::Method;
+use actix_web::{HttpRequest, HttpResponse, Resource, Route, guard, web};
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::forward::Forwarder;
+use crate::metrics::{Metrics, NO_REGION};
+use error::Problem;
+use target::Target;
+
+/// Media type of the metrics, as prometheus-client writes them.
+const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const REGION_METHODS: &str = "POST";
+const READING_METHODS: &str = "GET, HEAD";
+
+/// What one worker's handlers share.
+pub(crate) struct Worker {
+    pub(crate) forwarder: Forwarder,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) body_bytes_max: usize,
+    pub(crate) batch_keys_max: usize,
+    /// Turns true once, when the router is told to leave.
+    pub(crate) drain: watch::Receiver<bool>,
+}
+
+type Shared = web::Data<Rc<Worker>>;
+
+/// Puts the routes in place. `worker` belongs to the thread that calls this.
+pub(crate) fn routes(config: &mut web::ServiceConfig, worker: Worker) {
+    config
+        .app_data(web::Data::new(Rc::new(worker)))
+        .service(page("/livez").route(reading().to(admin::livez)))
+        .service(page("/readyz").route(reading().to(admin::readyz)))
+        .service(page("/health").route(reading().to(admin::readyz)))
+        .service(page("/metrics").route(reading().to(admin::metrics)))
+        .service(page("/-/map").route(reading().to(admin::map)))
+        .service(page("/-/cluster").route(reading().to(admin::cluster)))
+        .service(page("/-/explain/{entry:.*}").route(reading().to(admin::explain)))
+        .default_service(web::to(entry_or_region));
+}
+
+fn page(path: &str) -> Resource {
+    let refuse = |request: HttpRequest| async move { Problem::method(READING_METHODS).answer(&request) };
+    web::resource(path).default_service(web::to(refuse))
+}
+
+fn reading() -> Route {
+    web::route().guard(guard::Any(guard::Get()).or(guard::Head()))
+}
+
+/// `/{region}/{key}` and `/{region}`; everything else is a problem. Counts what becomes of it.
+async fn entry_or_region(request: HttpRequest, payload: web::Payload, worker: Shared) -> HttpResponse {
+    let started = Instant::now();
+    let (region, answer) = match dispatch(&request, payload, &worker).await {
+        Ok((region, answer)) => (region, Ok(answer)),
+        Err((region, problem)) => (region, Err(problem)),
+    };
+    let response = answer.unwrap_or_else(|problem| problem.answer(&request));
+    let status = response.status().as_u16();
+    worker.metrics.count_request(region.as_deref().unwrap_or(NO_REGION), status, started.elapsed());
+    log::debug!(method:% = request.method(), path = request.path(), status; "answered");
+    response
+}
+
+type Region = Option<String>;
+
+async fn dispatch(
+    request: &HttpRequest,
+    payload: web::Payload,
+    worker: &Worker,
+) -> Result<(Region, HttpResponse), (Region, Problem)> {
+    let view = worker.forwarder.watch.view().ok_or_else(|| (None, Problem::no_map()))?;
+    let target = Target::parse(request.uri().path()).map_err(|error| (None, error.into()))?;
+    let info = view.region(&target.region).ok_or_else(|| (None, Problem::unknown_region(&target.region, &view)))?;
+    let region = Some(target.region);
+    let answer = match (target.key, request.method()) {
+        (Some(key), &Method::GET | &Method::HEAD) => entries::get(request, worker, info, key).await,
+        (Some(_), _) => Err(Problem::method(READING_METHODS)),
+        (None, &Method::POST) => batch::post(payload, worker, info).await,
+        (None, _) => Err(Problem::method(REGION_METHODS)),
+    };
+    match answer {
+        Ok(answer) => Ok((region, answer)),
+        Err(problem) => Err((region, problem)),
+    }
+}

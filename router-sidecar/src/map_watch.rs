@@ -1,0 +1,157 @@
+//! The shard map and the regions, as far as this router knows: asked for once a period, and at once when a node says
+//! that there is something newer.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use sharding::epoch::Epoch;
+use sharding::map::{Member, ShardMap};
+use sharding::wire::{AnswerBody, MapAnswer, RegionInfo, RequestBody};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
+
+use crate::metrics::Metrics;
+use crate::upstream::Upstream;
+
+/// Longest time that one node may take to tell the map.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause after no node has answered.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a router knows of its cluster.
+#[derive(Debug)]
+pub(crate) struct View {
+    pub(crate) map: Arc<ShardMap>,
+    pub(crate) regions: Vec<RegionInfo>,
+}
+
+impl View {
+    pub(crate) fn region(&self, name: &str) -> Option<&RegionInfo> {
+        self.regions.iter().find(|region| region.name.as_str() == name)
+    }
+}
+
+/// The newest view, for all workers. Only [`MapWatch::run`] changes it, and never to an older map.
+#[derive(Debug)]
+pub(crate) struct MapWatch {
+    view: ArcSwapOption<View>,
+    seen: watch::Sender<Option<Epoch>>,
+    /// A node that knows of a newer map.
+    hint: Mutex<Option<String>>,
+    wanted: Notify,
+    metrics: Arc<Metrics>,
+}
+
+impl MapWatch {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+        let (view, seen) = (ArcSwapOption::empty(), watch::Sender::new(None));
+        Self { view, seen, hint: Mutex::default(), wanted: Notify::new(), metrics }
+    }
+
+    /// The newest view; `None` until some node has answered.
+    pub(crate) fn view(&self) -> Option<Arc<View>> {
+        self.view.load_full()
+    }
+
+    /// Waits for a map of this epoch or a newer one, of which the node at `address` knows.
+    pub(crate) async fn reach(&self, epoch: Epoch, address: &str) {
+        *self.hint.lock().expect("nothing panics while it holds the lock") = Some(address.to_owned());
+        self.wanted.notify_one();
+        let reached = |seen: &Option<Epoch>| seen.is_some_and(|seen| seen >= epoch);
+        self.seen.subscribe().wait_for(reached).await.expect("the sender lives as long as `self`");
+    }
+
+    /// Keeps the view fresh, for ever.
+    pub(crate) async fn run(&self, upstream: &Upstream, seeds: &[Member], period: Duration) {
+        let mut turn = 0;
+        loop {
+            let pause = match self.refresh(upstream, seeds, turn).await {
+                Ok(()) => period,
+                Err(error) => {
+                    log::warn!("no node tells the shard map, trying on: {error}");
+                    RETRY_PAUSE
+                }
+            };
+            turn += 1;
+            // Either way it is time to ask again.
+            let _ = timeout(pause, self.wanted.notified()).await;
+        }
+    }
+
+    /// Asks one node after the other until one answers: first who was named, then all in turn.
+    async fn refresh(&self, upstream: &Upstream, seeds: &[Member], turn: usize) -> Result<(), String> {
+        let view = self.view();
+        let known = view.as_ref().map_or(&[][..], |view| view.map.members());
+        let mut addresses: Vec<&str> = known.iter().chain(seeds).map(|member| member.data.as_str()).collect();
+        addresses.dedup();
+        let n_addresses = addresses.len();
+        addresses.rotate_left(turn % n_addresses.max(1));
+        let hint = self.hint.lock().expect("nothing panics while it holds the lock").take();
+
+        let mut last_error = "there is no node to ask".to_owned();
+        for address in hint.as_deref().into_iter().chain(addresses) {
+            let deadline = Instant::now() + ASK_TIMEOUT;
+            match upstream.ask(address, None, RequestBody::GetMap, deadline).await {
+                Ok(AnswerBody::Map(answer)) => {
+                    self.take(*answer);
+                    return Ok(());
+                }
+                Ok(AnswerBody::Failed(failure)) => last_error = format!("{address}: {}", failure.message),
+                Ok(_) => last_error = format!("{address} answers something else; is it a node of this release?"),
+                Err(error) => last_error = error.to_string(),
+            }
+        }
+        Err(last_error)
+    }
+
+    /// Takes what is newer; of the same map the regions, which a node started anew may have changed.
+    fn take(&self, answer: MapAnswer) {
+        let epoch = answer.map.epoch();
+        if let Some(view) = self.view() {
+            let is_news = epoch > view.map.epoch() || (epoch == view.map.epoch() && answer.regions != view.regions);
+            if !is_news {
+                return;
+            }
+        }
+        log::info!(epoch:%, nodes = answer.map.members().len(); "a new shard map");
+        self.metrics.map_term.set(i64::try_from(epoch.term.counter).unwrap_or(i64::MAX));
+        self.metrics.map_epoch.set(i64::try_from(epoch.seq).unwrap_or(i64::MAX));
+        self.view.store(Some(Arc::new(View { map: answer.map, regions: answer.regions })));
+        self.seen.send_replace(Some(epoch));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::registry::Registry;
+    use sharding::epoch::Term;
+    use sharding::id::{NShards, RegionName};
+
+    use super::*;
+
+    fn answer(seq: u64, region: &str) -> MapAnswer {
+        let members = Member::parse_list("a=h:1").expect("a list");
+        let epoch = Epoch { term: Term { counter: 1, seed: 0 }, seq };
+        let map = ShardMap::assigned(epoch, NShards::DEFAULT, members).expect("a map");
+        let name = RegionName::parse(region).expect("a name");
+        let regions = vec![RegionInfo { name, content_type: "text/plain".to_owned() }];
+        MapAnswer { map: Arc::new(map), regions }
+    }
+
+    #[test]
+    fn an_older_map_is_never_taken_and_the_same_one_only_for_its_regions() {
+        let watch = MapWatch::new(Arc::new(Metrics::new(&mut Registry::default())));
+        let seen = |watch: &MapWatch| {
+            let view = watch.view().expect("a view");
+            (view.map.epoch().seq, view.regions[0].name.as_str().to_owned())
+        };
+        watch.take(answer(2, "two"));
+        watch.take(answer(1, "one"));
+        assert_eq!(seen(&watch), (2, "two".to_owned()));
+        watch.take(answer(2, "other"));
+        assert_eq!(seen(&watch), (2, "other".to_owned()));
+        watch.take(answer(3, "three"));
+        assert_eq!(seen(&watch), (3, "three".to_owned()));
+    }
+}

@@ -1,0 +1,139 @@
+//! Connections to nodes: one for each lane of a node that is asked, opened when first needed.
+//!
+//! All of it lives on one worker's thread: no lock, no hop. Requests of one turn of the thread leave in one write.
+
+mod connection;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::num::NonZeroU16;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use sharding::id::ShardId;
+use sharding::wire::{AnswerBody, RequestBody};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use crate::metrics::Metrics;
+pub(crate) use connection::ConnectError;
+use connection::Connection;
+
+/// Why a node did not answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum UpstreamError {
+    #[error("no connection to {address}: {error}")]
+    Unreachable { address: Arc<str>, error: Arc<ConnectError> },
+    #[error("the connection to {address} broke before the answer came")]
+    Lost { address: Arc<str> },
+    #[error("no answer from {address} in time")]
+    DeadlinePassed { address: Arc<str> },
+    #[error("{in_flight_max} requests to {address} are unanswered already")]
+    Overloaded { address: Arc<str>, in_flight_max: usize },
+}
+
+/// The connections of one worker.
+pub(crate) struct Upstream {
+    links: RefCell<HashMap<String, Rc<Link>>>,
+    in_flight_max: usize,
+    metrics: Arc<Metrics>,
+}
+
+/// The connections to one node.
+struct Link {
+    address: Arc<str>,
+    /// As the node said last; one until it has.
+    n_lanes: Cell<NonZeroU16>,
+    lanes: RefCell<HashMap<u16, Slot>>,
+}
+
+type Opened = Result<Rc<Connection>, UpstreamError>;
+
+/// The connection to one lane.
+enum Slot {
+    /// Those who wait for it.
+    Opening(Vec<oneshot::Sender<Opened>>),
+    Open(Rc<Connection>),
+}
+
+impl Upstream {
+    pub(crate) fn new(in_flight_max: usize, metrics: Arc<Metrics>) -> Self {
+        Self { links: RefCell::default(), in_flight_max, metrics }
+    }
+
+    /// Asks the node at `address`, on the lane of `shard` where one is concerned.
+    pub(crate) async fn ask(
+        &self,
+        address: &str,
+        shard: Option<ShardId>,
+        body: RequestBody,
+        deadline: Instant,
+    ) -> Result<AnswerBody, UpstreamError> {
+        let link = self.link(address);
+        let passed = |_| UpstreamError::DeadlinePassed { address: Arc::clone(&link.address) };
+        let lane = shard.map_or(0, |shard| shard.lane(link.n_lanes.get()));
+        let connection = match self.open(&link, lane) {
+            Ok(connection) => connection,
+            Err(opening) => {
+                let opened = timeout_at(deadline, opening).await.map_err(passed)?;
+                opened.unwrap_or_else(|_| Err(UpstreamError::Lost { address: Arc::clone(&link.address) }))?
+            }
+        };
+        if connection.in_flight() >= self.in_flight_max {
+            let in_flight_max = self.in_flight_max;
+            return Err(UpstreamError::Overloaded { address: Arc::clone(&link.address), in_flight_max });
+        }
+        let answer = timeout_at(deadline, connection.ask(body)).await.map_err(passed)?;
+        answer.ok_or_else(|| UpstreamError::Lost { address: Arc::clone(&link.address) })
+    }
+
+    fn link(&self, address: &str) -> Rc<Link> {
+        if let Some(link) = self.links.borrow().get(address) {
+            return Rc::clone(link);
+        }
+        let (n_lanes, lanes) = (Cell::new(NonZeroU16::MIN), RefCell::default());
+        let link = Rc::new(Link { address: address.into(), n_lanes, lanes });
+        self.links.borrow_mut().insert(address.to_owned(), Rc::clone(&link));
+        link
+    }
+
+    /// The open connection to a lane, or where its opening will be told: one opening at a time, whoever waits for it
+    /// and whoever leaves.
+    fn open(&self, link: &Rc<Link>, lane: u16) -> Result<Rc<Connection>, oneshot::Receiver<Opened>> {
+        let mut lanes = link.lanes.borrow_mut();
+        let (opened, opening) = oneshot::channel();
+        match lanes.get_mut(&lane) {
+            Some(Slot::Open(connection)) if connection.is_open() => return Ok(Rc::clone(connection)),
+            Some(Slot::Opening(waiters)) => waiters.push(opened),
+            _ => {
+                lanes.insert(lane, Slot::Opening(vec![opened]));
+                actix_rt::spawn(Self::establish(Rc::clone(link), lane, Arc::clone(&self.metrics)));
+            }
+        }
+        Err(opening)
+    }
+
+    async fn establish(link: Rc<Link>, lane: u16, metrics: Arc<Metrics>) {
+        let result = Connection::open(&link.address, lane, metrics).await;
+        let result = match result {
+            Ok((connection, n_lanes)) => {
+                link.n_lanes.set(n_lanes);
+                Ok(connection)
+            }
+            Err(error) => {
+                log::debug!(address = &*link.address; "no connection: {error}");
+                Err(UpstreamError::Unreachable { address: Arc::clone(&link.address), error: Arc::new(error) })
+            }
+        };
+        let mut lanes = link.lanes.borrow_mut();
+        let waiting = match &result {
+            Ok(connection) => lanes.insert(lane, Slot::Open(Rc::clone(connection))),
+            Err(_) => lanes.remove(&lane),
+        };
+        let Some(Slot::Opening(waiters)) = waiting else { return };
+        for waiter in waiters {
+            // One that has left is not missed.
+            let _ = waiter.send(result.clone());
+        }
+    }
+}
