@@ -88,8 +88,8 @@ impl Loader {
         metrics: DatabaseMetrics,
     ) -> std::io::Result<Self> {
         let (queue, waiting) = bounded(limits.queue_max);
-        let worker = Worker { name: name.into(), connect, waiting, limits, metrics };
-        std::thread::Builder::new().name(format!("loader {name}")).spawn(move || worker.run())?;
+        let thread = LoaderThread { name: name.into(), connect, waiting, limits, metrics };
+        std::thread::Builder::new().name(format!("loader {name}")).spawn(move || thread.run())?;
         Ok(Self { queue, limits })
     }
 
@@ -112,7 +112,7 @@ impl Loader {
     }
 }
 
-struct Worker<C> {
+struct LoaderThread<C> {
     name: Arc<str>,
     connect: C,
     waiting: Receiver<Load>,
@@ -120,7 +120,7 @@ struct Worker<C> {
     metrics: DatabaseMetrics,
 }
 
-impl<D: Database, C: Fn() -> Result<D, DatabaseError>> Worker<C> {
+impl<D: Database, C: Fn() -> Result<D, DatabaseError>> LoaderThread<C> {
     fn run(self) {
         let mut connection = None;
         while let Ok(first) = self.waiting.recv() {
@@ -192,6 +192,9 @@ mod tests {
 
     const LIMITS: LoaderLimits = LoaderLimits { keys_max: 100, queue_max: 100, timeout: Duration::from_secs(5) };
 
+    /// As an error, it makes the driver panic.
+    const PANIC: &str = "panic";
+
     /// A database whose every read is played by the test: it says what it was asked, then waits for the answer.
     struct Scripted {
         asked: Sender<Vec<Bytes>>,
@@ -201,7 +204,9 @@ mod tests {
     impl Database for Scripted {
         fn read(&mut self, _: &str, keys: &[Bytes], _: Instant) -> Result<HashMap<Bytes, Bytes>, DatabaseError> {
             self.asked.send(keys.to_vec()).expect("the test listens");
-            self.answers.recv().expect("the driver of this database panics when its script is at an end")
+            let answer = self.answers.recv().expect("the test answers");
+            assert_ne!(answer, Err(DatabaseError::Failed(PANIC.to_owned())), "on purpose");
+            answer
         }
     }
 
@@ -234,16 +239,21 @@ mod tests {
             self.loader.send(load).expect("room");
             done
         }
+
+        /// The keys of the next read.
+        fn asked(&self) -> Vec<Bytes> {
+            self.asked.recv_timeout(LIMITS.timeout).expect("the database is asked")
+        }
     }
 
     #[test]
     fn keys_that_wait_for_a_busy_database_leave_in_one_read() {
         let scene = scene(LIMITS);
         let first = scene.send("a");
-        assert_eq!(scene.asked.recv().expect("asked"), ["a"]);
+        assert_eq!(scene.asked(), ["a"]);
         let rest: Vec<Done> = ["b", "c", "d"].into_iter().map(|key| scene.send(key)).collect();
         scene.answers.send(Ok(HashMap::from([(Bytes::from("a"), Bytes::from("1"))]))).expect("the loader listens");
-        assert_eq!(scene.asked.recv().expect("asked"), ["b", "c", "d"]);
+        assert_eq!(scene.asked(), ["b", "c", "d"]);
         scene.answers.send(Ok(HashMap::new())).expect("the loader listens");
 
         let value = first.blocking_recv().expect("answered").expect("loaded").content;
@@ -267,19 +277,19 @@ mod tests {
     fn a_panic_in_a_driver_strands_nobody() {
         let scene = scene(LIMITS);
         let done = scene.send("a");
-        scene.asked.recv().expect("asked");
-        drop(scene.answers);
+        scene.asked();
+        scene.answers.send(Err(DatabaseError::Failed(PANIC.to_owned()))).expect("the loader listens");
         let error = done.blocking_recv().expect("answered").expect_err("failed").to_string();
         assert!(error.contains("panicked"), "{error}");
-        assert!(scene.loader.send(load("b").0).is_ok(), "the thread goes on");
-        assert_eq!(scene.asked.recv().expect("asked again, on a new connection"), ["b"]);
+        let _next = scene.send("b");
+        assert_eq!(scene.asked(), ["b"], "on a new connection");
     }
 
     #[test]
     fn one_load_more_than_may_wait_is_refused() {
         let scene = scene(LoaderLimits { queue_max: 2, ..LIMITS });
         let _busy = scene.send("a");
-        scene.asked.recv().expect("asked");
+        scene.asked();
         let _waiting = (scene.send("b"), scene.send("c"));
         assert_eq!(scene.loader.send(load("d").0), Err(QueueFull { queue_max: 2 }));
     }
@@ -288,10 +298,10 @@ mod tests {
     fn a_load_that_nobody_waits_for_any_more_is_not_sent() {
         let scene = scene(LIMITS);
         let _busy = scene.send("a");
-        scene.asked.recv().expect("asked");
+        scene.asked();
         drop(scene.send("left"));
         let _kept = scene.send("kept");
         scene.answers.send(Ok(HashMap::new())).expect("the loader listens");
-        assert_eq!(scene.asked.recv().expect("asked"), ["kept"]);
+        assert_eq!(scene.asked(), ["kept"]);
     }
 }

@@ -21,8 +21,8 @@ pub struct Args {
     #[arg(long, env = "ROUTER_BIND", default_value = "127.0.0.1:9000")]
     pub bind: SocketAddr,
     /// Threads that serve HTTP; each has its own connections to the nodes.
-    #[arg(long, env = "ROUTER_WORKERS", default_value = "1")]
-    pub workers: NonZeroUsize,
+    #[arg(long, env = "ROUTER_THREADS", default_value = "1")]
+    pub threads: NonZeroUsize,
     /// Longest time for one request.
     #[arg(long, env = "ROUTER_REQUEST_TIMEOUT", default_value = "2s", value_parser = humantime::parse_duration)]
     pub request_timeout: Duration,
@@ -32,7 +32,7 @@ pub struct Args {
     /// Most unanswered requests to one lane of a node; one more is answered 503.
     #[arg(long, env = "ROUTER_IN_FLIGHT_MAX", default_value_t = 8192)]
     pub in_flight_max: usize,
-    /// Most client connections of one worker; further ones wait to be accepted.
+    /// Most client connections of one thread; further ones wait to be accepted.
     #[arg(long, env = "ROUTER_CONNECTIONS_MAX", default_value_t = 25_000)]
     pub connections_max: usize,
     /// Longest body of a request, in bytes; a longer one is answered 413.

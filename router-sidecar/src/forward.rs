@@ -34,7 +34,7 @@ pub(crate) enum ForwardError {
     Node(Failure),
 }
 
-/// What one worker needs to ask any node.
+/// What one thread needs to ask any node.
 #[derive(Clone)]
 pub(crate) struct Forwarder {
     pub(crate) watch: Arc<MapWatch>,

@@ -25,8 +25,8 @@ const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 const REGION_METHODS: &str = "POST";
 const READING_METHODS: &str = "GET, HEAD";
 
-/// What one worker's handlers share.
-pub(crate) struct Worker {
+/// What the handlers of one thread share.
+pub(crate) struct HttpState {
     pub(crate) forwarder: Forwarder,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) registry: Arc<Registry>,
@@ -36,12 +36,12 @@ pub(crate) struct Worker {
     pub(crate) drain: watch::Receiver<bool>,
 }
 
-type Shared = web::Data<Rc<Worker>>;
+type Shared = web::Data<Rc<HttpState>>;
 
-/// Puts the routes in place. `worker` belongs to the thread that calls this.
-pub(crate) fn routes(config: &mut web::ServiceConfig, worker: Worker) {
+/// Puts the routes in place. `state` belongs to the thread that calls this.
+pub(crate) fn routes(config: &mut web::ServiceConfig, state: HttpState) {
     config
-        .app_data(web::Data::new(Rc::new(worker)))
+        .app_data(web::Data::new(Rc::new(state)))
         .service(page("/livez").route(reading().to(admin::livez)))
         .service(page("/readyz").route(reading().to(admin::readyz)))
         .service(page("/health").route(reading().to(admin::readyz)))
@@ -62,15 +62,15 @@ fn reading() -> Route {
 }
 
 /// `/{region}/{key}` and `/{region}`; everything else is a problem. Counts what becomes of it.
-async fn entry_or_region(request: HttpRequest, payload: web::Payload, worker: Shared) -> HttpResponse {
+async fn entry_or_region(request: HttpRequest, payload: web::Payload, state: Shared) -> HttpResponse {
     let started = Instant::now();
-    let (region, answer) = match dispatch(&request, payload, &worker).await {
+    let (region, answer) = match dispatch(&request, payload, &state).await {
         Ok((region, answer)) => (region, Ok(answer)),
         Err((region, problem)) => (region, Err(problem)),
     };
     let response = answer.unwrap_or_else(|problem| problem.answer(&request));
     let status = response.status().as_u16();
-    worker.metrics.count_request(region.as_deref().unwrap_or(NO_REGION), status, started.elapsed());
+    state.metrics.count_request(region.as_deref().unwrap_or(NO_REGION), status, started.elapsed());
     log::debug!(method:% = request.method(), path = request.path(), status; "answered");
     response
 }
@@ -80,16 +80,16 @@ type Region = Option<String>;
 async fn dispatch(
     request: &HttpRequest,
     payload: web::Payload,
-    worker: &Worker,
+    state: &HttpState,
 ) -> Result<(Region, HttpResponse), (Region, Problem)> {
-    let view = worker.forwarder.watch.view().ok_or_else(|| (None, Problem::no_map()))?;
+    let view = state.forwarder.watch.view().ok_or_else(|| (None, Problem::no_map()))?;
     let target = Target::parse(request.uri().path()).map_err(|error| (None, error.into()))?;
     let info = view.region(&target.region).ok_or_else(|| (None, Problem::unknown_region(&target.region, &view)))?;
     let region = Some(target.region);
     let answer = match (target.key, request.method()) {
-        (Some(key), &Method::GET | &Method::HEAD) => entries::get(request, worker, info, key).await,
+        (Some(key), &Method::GET | &Method::HEAD) => entries::get(request, state, info, key).await,
         (Some(_), _) => Err(Problem::method(READING_METHODS)),
-        (None, &Method::POST) => batch::post(payload, worker, info).await,
+        (None, &Method::POST) => batch::post(payload, state, info).await,
         (None, _) => Err(Problem::method(REGION_METHODS)),
     };
     match answer {

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 use config::Args;
 use forward::Forwarder;
-use http::Worker;
+use http::HttpState;
 use map_watch::MapWatch;
 use metrics::Metrics;
 use upstream::Upstream;
@@ -93,9 +93,9 @@ fn serve(
     drain: watch::Receiver<bool>,
 ) -> std::io::Result<actix_web::dev::Server> {
     let (watch, metrics, limits) = (Arc::clone(watch), Arc::clone(metrics), args.clone());
-    // Called once on each worker's thread: the connections that it makes stay there.
+    // Called once on each thread: the connections that it makes stay there.
     let app = move || {
-        let worker = Worker {
+        let state = HttpState {
             forwarder: Forwarder {
                 watch: Arc::clone(&watch),
                 upstream: Rc::new(Upstream::new(limits.in_flight_max, Arc::clone(&metrics))),
@@ -108,10 +108,10 @@ fn serve(
             batch_keys_max: limits.batch_keys_max,
             drain: drain.clone(),
         };
-        App::new().configure(|config| http::routes(config, worker))
+        App::new().configure(|config| http::routes(config, state))
     };
     let server = HttpServer::new(app)
-        .workers(args.workers.get())
+        .workers(args.threads.get())
         .max_connections(args.connections_max)
         .keep_alive(CLIENT_KEEP_ALIVE)
         .tcp_nodelay(true)

@@ -32,7 +32,7 @@ impl View {
     }
 }
 
-/// The newest view, for all workers. Only [`MapWatch::run`] changes it, and never to an older map.
+/// The newest view, for all threads. Only [`MapWatch::run`] changes it, and never to an older map.
 #[derive(Debug)]
 pub(crate) struct MapWatch {
     view: ArcSwapOption<View>,

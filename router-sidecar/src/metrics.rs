@@ -25,7 +25,7 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
-/// All metrics of a router; every worker counts into the same.
+/// All metrics of a router; every thread counts into the same.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,

@@ -1,6 +1,6 @@
 //! Connections to nodes: one for each lane of a node that is asked, opened when first needed.
 //!
-//! All of it lives on one worker's thread: no lock, no hop. Requests of one turn of the thread leave in one write.
+//! All of it lives on one thread: no lock, no hop. Requests of one turn of the thread leave in one write.
 
 mod connection;
 
@@ -32,7 +32,7 @@ pub(crate) enum UpstreamError {
     Overloaded { address: Arc<str>, in_flight_max: usize },
 }
 
-/// The connections of one worker.
+/// The connections of one thread.
 pub(crate) struct Upstream {
     links: RefCell<HashMap<String, Rc<Link>>>,
     in_flight_max: usize,
@@ -44,13 +44,13 @@ struct Link {
     address: Arc<str>,
     /// As the node said last; one until it has.
     n_lanes: Cell<NonZeroU16>,
-    lanes: RefCell<HashMap<u16, Slot>>,
+    lanes: RefCell<HashMap<u16, LaneLink>>,
 }
 
 type Opened = Result<Rc<Connection>, UpstreamError>;
 
 /// The connection to one lane.
-enum Slot {
+enum LaneLink {
     /// Those who wait for it.
     Opening(Vec<oneshot::Sender<Opened>>),
     Open(Rc<Connection>),
@@ -103,10 +103,10 @@ impl Upstream {
         let mut lanes = link.lanes.borrow_mut();
         let (opened, opening) = oneshot::channel();
         match lanes.get_mut(&lane) {
-            Some(Slot::Open(connection)) if connection.is_open() => return Ok(Rc::clone(connection)),
-            Some(Slot::Opening(waiters)) => waiters.push(opened),
+            Some(LaneLink::Open(connection)) if connection.is_open() => return Ok(Rc::clone(connection)),
+            Some(LaneLink::Opening(waiters)) => waiters.push(opened),
             _ => {
-                lanes.insert(lane, Slot::Opening(vec![opened]));
+                lanes.insert(lane, LaneLink::Opening(vec![opened]));
                 actix_rt::spawn(Self::establish(Rc::clone(link), lane, Arc::clone(&self.metrics)));
             }
         }
@@ -127,10 +127,10 @@ impl Upstream {
         };
         let mut lanes = link.lanes.borrow_mut();
         let waiting = match &result {
-            Ok(connection) => lanes.insert(lane, Slot::Open(Rc::clone(connection))),
+            Ok(connection) => lanes.insert(lane, LaneLink::Open(Rc::clone(connection))),
             Err(_) => lanes.remove(&lane),
         };
-        let Some(Slot::Opening(waiters)) = waiting else { return };
+        let Some(LaneLink::Opening(waiters)) = waiting else { return };
         for waiter in waiters {
             // One that has left is not missed.
             let _ = waiter.send(result.clone());

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::error::Problem;
 use super::target::Target;
-use super::{METRICS_TYPE, Shared, Worker};
+use super::{HttpState, METRICS_TYPE, Shared};
 use crate::forward::Question;
 
 /// Longest time that one node may take to describe itself.
@@ -25,10 +25,10 @@ pub(super) async fn livez() -> HttpResponse {
 }
 
 /// Ready: a map is known and the router is not on its way out. A node that is away does not make it unready.
-pub(super) async fn readyz(worker: Shared) -> HttpResponse {
-    let waits_for = if *worker.drain.borrow() {
+pub(super) async fn readyz(state: Shared) -> HttpResponse {
+    let waits_for = if *state.drain.borrow() {
         "its end: it drains"
-    } else if worker.forwarder.watch.view().is_none() {
+    } else if state.forwarder.watch.view().is_none() {
         "the shard map: no node has answered yet"
     } else {
         return HttpResponse::Ok().content_type("text/plain").body("ready\n");
@@ -36,16 +36,16 @@ pub(super) async fn readyz(worker: Shared) -> HttpResponse {
     HttpResponse::ServiceUnavailable().content_type("text/plain").body(format!("not ready: waits for {waits_for}\n"))
 }
 
-pub(super) async fn metrics(worker: Shared) -> HttpResponse {
+pub(super) async fn metrics(state: Shared) -> HttpResponse {
     let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &worker.registry) {
+    match prometheus_client::encoding::text::encode(&mut text, &state.registry) {
         Ok(()) => HttpResponse::Ok().content_type(METRICS_TYPE).body(text),
         Err(error) => HttpResponse::InternalServerError().body(error.to_string()),
     }
 }
 
-pub(super) async fn map(request: HttpRequest, worker: Shared) -> HttpResponse {
-    match worker.forwarder.watch.view() {
+pub(super) async fn map(request: HttpRequest, state: Shared) -> HttpResponse {
+    match state.forwarder.watch.view() {
         Some(view) => HttpResponse::Ok().json(view.map.page()),
         None => Problem::no_map().answer(&request),
     }
@@ -71,19 +71,19 @@ struct MemberPage {
     error: Option<String>,
 }
 
-pub(super) async fn cluster(request: HttpRequest, worker: Shared) -> HttpResponse {
-    let Some(view) = worker.forwarder.watch.view() else { return Problem::no_map().answer(&request) };
+pub(super) async fn cluster(request: HttpRequest, state: Shared) -> HttpResponse {
+    let Some(view) = state.forwarder.watch.view() else { return Problem::no_map().answer(&request) };
     let members = view.map.members().iter().map(|member| {
         let shards_owned = view.map.shards_of(&member.node).count();
-        describe(&worker, member, shards_owned)
+        describe(&state, member, shards_owned)
     });
     let members = join_all(members).await;
     HttpResponse::Ok().json(ClusterPage { epoch: view.map.epoch(), members })
 }
 
-async fn describe(worker: &Worker, member: &Member, shards_owned: usize) -> MemberPage {
+async fn describe(state: &HttpState, member: &Member, shards_owned: usize) -> MemberPage {
     let deadline = Instant::now() + DESCRIBE_TIMEOUT;
-    let answer = worker.forwarder.upstream.ask(&member.data, None, RequestBody::Describe, deadline).await;
+    let answer = state.forwarder.upstream.ask(&member.data, None, RequestBody::Describe, deadline).await;
     let status = match answer {
         Ok(AnswerBody::Page(json)) => raw_json(&json).ok_or_else(|| "it answers no JSON".to_owned()),
         Ok(_) => Err("it answers something else".to_owned()),
@@ -106,21 +106,21 @@ struct ExplainPage {
     at_owner: Box<RawValue>,
 }
 
-pub(super) async fn explain(request: HttpRequest, worker: Shared) -> HttpResponse {
-    match explain_entry(&request, &worker).await {
+pub(super) async fn explain(request: HttpRequest, state: Shared) -> HttpResponse {
+    match explain_entry(&request, &state).await {
         Ok(page) => HttpResponse::Ok().json(page),
         Err(problem) => problem.answer(&request),
     }
 }
 
-async fn explain_entry(request: &HttpRequest, worker: &Worker) -> Result<ExplainPage, Problem> {
-    let view = worker.forwarder.watch.view().ok_or_else(Problem::no_map)?;
+async fn explain_entry(request: &HttpRequest, state: &HttpState) -> Result<ExplainPage, Problem> {
+    let view = state.forwarder.watch.view().ok_or_else(Problem::no_map)?;
     let path = request.uri().path();
     let target = Target::parse(path.strip_prefix("/-/explain").unwrap_or(path))?;
     let region = view.region(&target.region).ok_or_else(|| Problem::unknown_region(&target.region, &view))?;
     let key = target.key.ok_or_else(|| Problem::from(super::target::TargetError::EmptyKey))?;
     let shard = sharding::hash::shard_of(&region.name, &key, view.map.n_shards());
-    let AnswerBody::Page(json) = worker.forwarder.ask(Question::Explain, &region.name, key).await? else {
+    let AnswerBody::Page(json) = state.forwarder.ask(Question::Explain, &region.name, key).await? else {
         return Err(Problem::internal("the owner's answer is none to this question"));
     };
     let at_owner = raw_json(&json).ok_or_else(|| Problem::internal("the owner answers no JSON"))?;

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use sharding::id::KEY_BYTES_MAX;
 use sharding::wire::{AnswerBody, RegionInfo};
 
-use super::Worker;
+use super::HttpState;
 use super::error::Problem;
 use crate::forward::Question;
 
@@ -62,27 +62,31 @@ impl Value {
     }
 }
 
-pub(super) async fn post(payload: web::Payload, worker: &Worker, region: &RegionInfo) -> Result<HttpResponse, Problem> {
-    let body = payload.to_bytes_limited(worker.body_bytes_max).await;
-    let body = body.map_err(|_| Problem::body_too_long(worker.body_bytes_max))?;
+pub(super) async fn post(
+    payload: web::Payload,
+    state: &HttpState,
+    region: &RegionInfo,
+) -> Result<HttpResponse, Problem> {
+    let body = payload.to_bytes_limited(state.body_bytes_max).await;
+    let body = body.map_err(|_| Problem::body_too_long(state.body_bytes_max))?;
     let body = body.map_err(|error| Problem::bad_body(error.to_string()))?;
     let Wanted { keys } = serde_json::from_slice(&body)
         .map_err(|error| Problem::bad_body(format!("expected {{\"keys\":[\"...\"]}}: {error}")))?;
-    if keys.len() > worker.batch_keys_max {
-        return Err(Problem::too_many_keys(keys.len(), worker.batch_keys_max));
+    if keys.len() > state.batch_keys_max {
+        return Err(Problem::too_many_keys(keys.len(), state.batch_keys_max));
     }
     let is_json = region.content_type.split(';').next().is_some_and(|media| media.trim() == "application/json");
-    let results = join_all(keys.iter().map(|key| one(worker, region, is_json, key))).await;
+    let results = join_all(keys.iter().map(|key| one(state, region, is_json, key))).await;
     Ok(HttpResponse::Ok().insert_header(("cache-control", "no-store")).json(Results { results }))
 }
 
-async fn one<'a>(worker: &Worker, region: &RegionInfo, is_json: bool, key: &'a str) -> OneResult<'a> {
+async fn one<'a>(state: &HttpState, region: &RegionInfo, is_json: bool, key: &'a str) -> OneResult<'a> {
     let plain = OneResult { key, status: 200, etag: None, age: None, value: None, detail: None };
     if key.is_empty() || key.len() > KEY_BYTES_MAX {
         let detail = Some(format!("a key has 1 to {KEY_BYTES_MAX} bytes, this one has {}", key.len()));
         return OneResult { status: if key.is_empty() { 400 } else { 414 }, detail, ..plain };
     }
-    let answer = worker.forwarder.ask(Question::Get, &region.name, Bytes::copy_from_slice(key.as_bytes())).await;
+    let answer = state.forwarder.ask(Question::Get, &region.name, Bytes::copy_from_slice(key.as_bytes())).await;
     match answer {
         Ok(AnswerBody::Value { entry, etag, value }) => OneResult {
             etag: Some(etag.to_string()),

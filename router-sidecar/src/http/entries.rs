@@ -8,7 +8,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
 use sharding::wire::{AnswerBody, Entry, Etag, RegionInfo, Served};
 
-use super::Worker;
+use super::HttpState;
 use super::error::Problem;
 use crate::forward::Question;
 
@@ -21,11 +21,11 @@ const CLIENT_CACHING: &str = "no-cache";
 
 pub(super) async fn get(
     request: &HttpRequest,
-    worker: &Worker,
+    state: &HttpState,
     region: &RegionInfo,
     key: Bytes,
 ) -> Result<HttpResponse, Problem> {
-    match worker.forwarder.ask(Question::Get, &region.name, key).await? {
+    match state.forwarder.ask(Question::Get, &region.name, key).await? {
         AnswerBody::Value { entry, etag, value } => Ok(found(request, region, &entry, etag, value)),
         AnswerBody::Absent(entry) => Err(Problem::absent(cache_status(&entry))),
         _ => Err(Problem::internal("the owner's answer is none to this question")),
