@@ -1,1 +1,8 @@
-//! x
+//! The distributed cache on one machine, as real processes: a cluster of pods to try, to test and to load; the demo
+//! database that it serves; and the load that goose puts on it.
+
+pub mod cluster;
+pub mod demo;
+pub mod figures;
+pub mod load;
+pub mod scenario;

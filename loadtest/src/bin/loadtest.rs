@@ -1,0 +1,151 @@
+//! Load on the distributed cache: on a cluster of its own, or on any deployment.
+
+use std::io::Write;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use cache_node::config::EXIT_CONFIG;
+use clap::Parser;
+use loadtest::cluster::{Cluster, ClusterError, Options};
+use loadtest::demo::{self, DemoError};
+use loadtest::figures::Watch;
+use loadtest::load::{Check, Load, Outcome};
+use loadtest::scenario::Scenario;
+
+/// Longest time from the start of a cluster to readiness.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Puts load on the cache and looks at every value. The thresholds decide the exit code: 0 all hold, 1 one is broken.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// A router, as http://host:port, again for more; without, a cluster is started on free ports.
+    #[arg(long)]
+    url: Vec<String>,
+    /// What to run, again for more; by default all, one after the other.
+    #[arg(long, value_enum)]
+    scenario: Vec<Scenario>,
+    /// Users, each with one connection and one request at a time.
+    #[arg(long, default_value = "32")]
+    connections: NonZeroUsize,
+    /// How long each scenario runs; whole seconds.
+    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    duration: Duration,
+    /// The region to read.
+    #[arg(long, default_value = demo::REGION)]
+    region: String,
+    /// Rows have the keys 1 to this.
+    #[arg(long, default_value_t = demo::N_PRODUCTS, value_parser = clap::value_parser!(u64).range(1..))]
+    rows: u64,
+    /// What a right value is.
+    #[arg(long, value_enum, default_value = "product")]
+    check: Check,
+    /// Rules that have to hold, as goose reads them: pNN, avg, max, error-rate or rps, compared with a value.
+    #[arg(long, default_values = ["error-rate<=0%", "p99<1s"])]
+    threshold: Vec<String>,
+    /// Directory of the HTML reports.
+    #[arg(long, default_value = "data/load")]
+    report: PathBuf,
+    /// Pods of the cluster that is started.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pods: u16,
+    /// Where that cluster's database and logs are.
+    #[arg(long, default_value = "data/")]
+    data_dir: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error(transparent)]
+    Demo(#[from] DemoError),
+    #[error("{0}")]
+    Http(#[from] reqwest::Error),
+    #[error("{0}")]
+    Goose(#[from] goose::GooseError),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // What cannot be printed (a closed terminal) cannot be reported either.
+            let _ = error.print();
+            return if error.use_stderr() { EXIT_CONFIG.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    match run(&args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            // As above.
+            let _ = writeln!(std::io::stderr(), "loadtest: {error}");
+            let is_usage = matches!(error, Error::Cluster(ClusterError::Usage(_)));
+            if is_usage { EXIT_CONFIG.into() } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// Whether all thresholds held.
+fn run(args: &Args) -> Result<bool, Error> {
+    let cluster = if args.url.is_empty() { Some(start_cluster(args)?) } else { None };
+    let urls = match &cluster {
+        Some(cluster) => (0..cluster.n_pods()).map(|pod| cluster.url(pod)).collect(),
+        None => args.url.iter().map(|url| url.trim_end_matches('/').to_owned()).collect(),
+    };
+    let load = Load {
+        urls,
+        region: args.region.clone(),
+        n_rows: args.rows,
+        check: args.check,
+        connections: args.connections.get(),
+        duration: args.duration,
+        reports: args.report.clone(),
+        thresholds: args.threshold.clone(),
+    };
+    let scenarios = if args.scenario.is_empty() { &Scenario::ALL[..] } else { &args.scenario[..] };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let mut watch = Watch::new()?;
+    let mut lines = Vec::new();
+    let mut all_hold = true;
+    for &scenario in scenarios {
+        if let Some(cluster) = &cluster {
+            watch.figures(cluster);
+        }
+        let outcome = runtime.block_on(load.run(scenario))?;
+        all_hold &= outcome.broken_thresholds.is_empty();
+        lines.push(line(scenario, &outcome));
+        lines.extend(
+            cluster.as_ref().map(|cluster| format!("{:12} seen by the cluster: {}", "", watch.figures(cluster))),
+        );
+    }
+    for line in lines {
+        let _ = writeln!(std::io::stdout(), "{line}");
+    }
+    if let Some(cluster) = cluster {
+        cluster.stop();
+    }
+    Ok(all_hold)
+}
+
+fn start_cluster(args: &Args) -> Result<Cluster, Error> {
+    let config = demo::prepare(&args.data_dir)?;
+    let options = Options { pods: args.pods.into(), ..Options::new(config, args.data_dir.join("load")) };
+    Ok(Cluster::start_ready(&options, READY_TIMEOUT)?)
+}
+
+fn line(scenario: Scenario, outcome: &Outcome) -> String {
+    let Outcome { requests, failed, requests_per_second, broken_thresholds, report } = outcome;
+    let verdict =
+        if broken_thresholds.is_empty() { "ok".to_owned() } else { format!("BROKEN {}", broken_thresholds.join(", ")) };
+    format!(
+        "{:12} {requests} requests, {requests_per_second:.0} a second, {failed} failed: {verdict}; {}",
+        scenario.name(),
+        report.display()
+    )
+}
