@@ -90,7 +90,8 @@ impl Load {
         // All users start within the first second.
         let mut flags = vec!["--host", &self.urls[0], "--users", &connections, "--increase-rate", &connections];
         flags.extend(["--run-time", &seconds, "--report-file", &report, "--no-telnet"]);
-        flags.extend(["--no-transaction-metrics", "--no-scenario-metrics", "--running-metrics", "0"]);
+        // Nothing is forgotten when all users have started: a failure counts from the first request on.
+        flags.extend(["--no-reset-metrics", "--no-transaction-metrics", "--no-scenario-metrics", "--quiet"]);
         flags.extend(self.thresholds.iter().flat_map(|rule| ["--threshold", rule]));
         GooseConfiguration::parse_args_default(&flags)
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use cache_node::config::EXIT_CONFIG;
 use clap::Parser;
+use goose::threshold::Threshold;
 use loadtest::cluster::{Cluster, ClusterError, Options};
 use loadtest::demo::{self, DemoError};
 use loadtest::figures::Watch;
@@ -23,7 +24,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 struct Args {
     /// A router, as http://host:port, again for more; without, a cluster is started on free ports.
     #[arg(long)]
-    url: Vec<String>,
+    url: Vec<reqwest::Url>,
     /// What to run, again for more; by default all, one after the other.
     #[arg(long, value_enum)]
     scenario: Vec<Scenario>,
@@ -44,7 +45,7 @@ struct Args {
     check: Check,
     /// Rules that have to hold, as goose reads them: pNN, avg, max, error-rate or rps, compared with a value.
     #[arg(long, default_values = ["error-rate<=0%", "p99<1s"])]
-    threshold: Vec<String>,
+    threshold: Vec<Threshold>,
     /// Directory of the HTML reports.
     #[arg(long, default_value = "data/load")]
     report: PathBuf,
@@ -96,7 +97,7 @@ fn run(args: &Args) -> Result<bool, Error> {
     let cluster = if args.url.is_empty() { Some(start_cluster(args)?) } else { None };
     let urls = match &cluster {
         Some(cluster) => (0..cluster.n_pods()).map(|pod| cluster.url(pod)).collect(),
-        None => args.url.iter().map(|url| url.trim_end_matches('/').to_owned()).collect(),
+        None => args.url.iter().map(|url| url.as_str().trim_end_matches('/').to_owned()).collect(),
     };
     let load = Load {
         urls,
@@ -106,7 +107,7 @@ fn run(args: &Args) -> Result<bool, Error> {
         connections: args.connections.get(),
         duration: args.duration,
         reports: args.report.clone(),
-        thresholds: args.threshold.clone(),
+        thresholds: args.threshold.iter().map(Threshold::to_string).collect(),
     };
     let scenarios = if args.scenario.is_empty() { &Scenario::ALL[..] } else { &args.scenario[..] };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

@@ -364,7 +364,8 @@ fn await_end(shared: &Shared, orders: &Sender<Order>, index: usize, pid: Pid) {
         process.short_lives = if since.elapsed() < STEADY_LIFE { process.short_lives + 1 } else { 0 };
     }
     process.life = Life::Ended(status);
-    log::info!("{} {:?} ended: {status}", process.spec.name, process.spec.role);
+    let level = if status.success() { log::Level::Debug } else { log::Level::Warn };
+    log::log!(level, "{} {:?} ended: {status}", process.spec.name, process.spec.role);
     shared.publish(&processes);
     drop(processes);
     // The thread has ended: nothing is started again.
