@@ -38,7 +38,7 @@ fn a_mistake_in_the_file_is_named_with_its_line_and_column() {
         (region("max_bytes = \"0MiB\"\n"), ":6:13", "more than 0"),
         (region("content_type = \"json\"\n"), ":6:16", "a media type"),
         (region("ttl = \"60s\"\nmax_stale = \"1s\"\n"), ":7:13", "max_stale is shorter than ttl"),
-        (region("ttl = \"60s\nmax_stale\n"), ":6:", ""),
+        (region("ttl = \"60s\nmax_stale\n"), ":7:10", "expected `=`"),
         (region("").replace("SELECT id", "SELEC id"), ":5:8", "syntax error"),
         (region("").replace("things WHERE", "nothings WHERE"), ":5:8", "no such table"),
         (region("").replace("(:keys)", "(1)"), ":5:8", "needs :keys"),

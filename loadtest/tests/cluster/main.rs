@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod database;
+mod docs;
 mod frames;
 mod load;
 mod local_cluster;
@@ -50,7 +51,7 @@ impl Scene {
     fn configured(sql: &str, config: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let database = rusqlite::Connection::open(dir.path().join("test.db")).expect("a database");
-        database.execute_batch("CREATE TABLE things (id PRIMARY KEY, body)").expect("a table");
+        database.execute_batch("CREATE TABLE things (id TEXT PRIMARY KEY, body)").expect("a table");
         database.execute_batch(sql).expect("sound SQL");
         let path = dir.path().join("cache.toml");
         std::fs::write(&path, config).expect("a file");

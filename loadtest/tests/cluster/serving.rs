@@ -1,5 +1,5 @@
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use loadtest::cluster::Role;
 use serde_json::{Value, json};
@@ -48,12 +48,12 @@ fn what_is_not_there_is_remembered_too() {
 
 #[test]
 fn every_key_is_read_once_and_kept_once() {
-    const KEYS: u64 = 10_000;
-    const THREADS: u64 = 8;
-    let mut scene = Scene::demo(KEYS);
+    const KEYS: usize = 10_000;
+    const THREADS: usize = 8;
+    let mut scene = Scene::demo(KEYS as u64);
     scene.options.envs.push(("RUST_LOG".to_owned(), "cache_node::sqlite_trace=trace".to_owned()));
     let it = scene.start();
-    let next = AtomicU64::new(1);
+    let next = AtomicUsize::new(1);
     std::thread::scope(|scope| {
         for _ in 0..THREADS {
             scope.spawn(|| {
@@ -63,7 +63,7 @@ fn every_key_is_read_once_and_kept_once() {
                         return;
                     }
                     let answer = it.get(fastrand::usize(..3), &format!("/cache-data/{key}"));
-                    assert_eq!(answer.text().expect("text"), demo::product(key));
+                    assert_eq!(answer.text().expect("text"), demo::product(key as u64));
                 }
             });
         }
@@ -80,7 +80,7 @@ fn every_key_is_read_once_and_kept_once() {
     let count = |what: &str| logs.iter().flat_map(|log| log.lines()).filter(|line| line.contains(what)).count();
     // Each node looks at the schema when it opens the file: to check it, and to load from it.
     let rows = count("sqlite_trace] row") - count("statement SELECT count(*) FROM sqlite_schema");
-    assert_eq!(rows, KEYS as usize, "rows that SQLite itself says it gave");
+    assert_eq!(rows, KEYS, "rows that SQLite itself says it gave");
     let operations = count("statement SELECT id, body FROM products");
     assert_eq!(operations as f64, samples.sum("cache_node_database_operations_total", &[]));
     for pod in 0..3 {
@@ -204,7 +204,8 @@ fn the_pages_about_the_cluster_agree_with_each_other() {
     for (_, ranges) in map["owners"].as_object().expect("owners") {
         let mut count = 0;
         for range in ranges.as_array().expect("ranges") {
-            let [first, last] = [0, 1].map(|end| range[end].as_u64().expect("a shard") as usize);
+            let [first, last] =
+                [0, 1].map(|end| usize::try_from(range[end].as_u64().expect("a shard")).expect("small"));
             owned[first..=last].iter_mut().for_each(|times| *times += 1);
             count += last - first + 1;
         }

@@ -1,0 +1,38 @@
+# Every door of the project. `make verify` checks and never writes; `make fix` writes; .ci/run calls only `make test`.
+.PHONY: run test verify fix load tools
+
+CARGO ?= cargo
+
+# Serves a demo database from three pods on ports 9000 to 9002, until Ctrl-C.
+run: tools
+	$(CARGO) build --release --locked
+	target/release/local-cluster
+
+# Every test: units, properties, frames, and whole clusters of real processes.
+test: tools
+	$(CARGO) test --locked
+
+# Format, lints, documentation, licences and advisories.
+verify: tools
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; \
+	else echo "cargo-deny is not installed: licences and advisories were not checked (cargo install cargo-deny)"; fi
+
+fix: tools
+	$(CARGO) clippy --workspace --all-targets --locked --fix --allow-dirty --allow-staged
+	$(CARGO) fmt --all
+
+# Loads a cluster of its own on free ports: every scenario, 32 connections, 30 s each; reports in data/load.
+load: tools
+	$(CARGO) build --release --locked
+	target/release/loadtest
+
+# What a build needs and the machine lacks. Rust is for its user to choose.
+tools:
+	@command -v $(CARGO) >/dev/null || { echo "Rust is missing: install it from https://rustup.rs" >&2; exit 1; }
+	@command -v cc >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends gcc libc6-dev; \
+	  else echo "a C compiler is missing: install gcc and libc6-dev" >&2; exit 1; fi; }
