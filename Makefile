@@ -1,5 +1,5 @@
 # Every door of the project. `make verify` checks and never writes; `make fix` writes; .ci/run calls only `make test`.
-.PHONY: run test verify fix load tools
+.PHONY: run test verify advisories fix load tools
 
 CARGO ?= cargo
 
@@ -12,13 +12,17 @@ run: tools
 test: tools
 	$(CARGO) test --locked
 
-# Format, lints, documentation, licences and advisories.
+# Format, lints, documentation, and what comes in as a dependency.
 verify: tools
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check; \
-	else echo "cargo-deny is not installed: licences and advisories were not checked (cargo install cargo-deny)"; fi
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --locked check bans licenses sources; \
+	else echo "cargo-deny is not installed: dependencies were not checked (cargo install --locked cargo-deny)"; fi
+
+# Known vulnerabilities among the dependencies; fetches the list of them.
+advisories:
+	$(CARGO) deny --locked check advisories
 
 fix: tools
 	$(CARGO) clippy --workspace --all-targets --locked --fix --allow-dirty --allow-staged
