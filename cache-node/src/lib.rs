@@ -12,6 +12,7 @@ mod loading;
 mod membership;
 mod metrics;
 mod node;
+mod ownership;
 mod region;
 mod reply;
 mod shard;

@@ -9,9 +9,9 @@ use actix::Addr;
 use sharding::epoch::{Epoch, Term};
 use sharding::id::NShards;
 use sharding::map::{MapError, Member, ShardMap};
-use sharding::ownership::{Effect, Ownership};
 
 use crate::node::Node;
+use crate::ownership::{Effect, Ownership};
 use crate::shard::Resize;
 use crate::shard_region::{Release, Serve, ShardRegion};
 

@@ -1,7 +1,8 @@
 //! The protocol of the distributed cache as deterministic code.
 //!
-//! It contains no I/O, reads no clock, draws no random number and awaits nothing: time and messages are arguments,
-//! effects are returned. Both sides of the protocol live here, so that they can be tested against each other.
+//! It contains no I/O, reads no clock and awaits nothing: time, chance and messages are arguments, effects are returned.
+//! Both sides of the protocol live here, so that they can be tested against each other, under virtual time
+//! (`tests/simulation`).
 //!
 //! | module | what it decides |
 //! | --- | --- |
@@ -9,15 +10,26 @@
 //! | [`hash`] | which shard a key belongs to, frozen for ever |
 //! | [`epoch`], [`map`] | who owns which shard, and which of two maps is newer |
 //! | [`assign`] | the next map from the previous one and the members |
-//! | [`ownership`] | node side: which shards to serve |
+//! | [`times`] | how long leases last, by whose clock |
+//! | [`acceptor`], [`proposer`] | which seed coordinates |
+//! | [`coordinator`] | who is granted what, and until when |
+//! | [`seed`] | the three together: what a seed does |
+//! | [`membership`] | what owners and the coordinator say to each other |
+//! | [`ownership`] | node side: which shards to serve, and under which lease |
 //! | [`routing`] | router side: where a request goes, and what its answer means for the next try |
 //! | [`wire`] | the frames on the data port |
 
+pub mod acceptor;
 pub mod assign;
+pub mod coordinator;
 pub mod epoch;
 pub mod hash;
 pub mod id;
 pub mod map;
+pub mod membership;
 pub mod ownership;
+pub mod proposer;
 pub mod routing;
+pub mod seed;
+pub mod times;
 pub mod wire;

@@ -1,19 +1,25 @@
-//! Node side: which shards this node serves, and since when.
+//! Node side: what this node may serve, since when, and until when.
 //!
-//! The shell puts maps in with [`Ownership::handle_map`] and performs what [`Ownership::poll_effect`] gives out.
+//! The shell sends what [`Ownership::poll_renew`] gives out to every seed, puts the answers in, and performs what
+//! [`Ownership::poll_effect`] gives out. Whatever a node does as an owner it does while [`Effect::Lease`] holds.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::epoch::Epoch;
-use crate::id::{NodeId, ShardId};
-use crate::map::ShardMap;
+use crate::epoch::{Epoch, Term};
+use crate::id::{NShards, ShardId};
+use crate::map::{Member, ShardMap};
+use crate::membership::{Grant, Greeting, Incarnation, Renew, Reply, Tenure};
+use crate::times::{Lease, Now, Times};
 
 /// What the shell has to do, in the order given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Tell those who answer "misdirected" of this map.
     Publish(Arc<ShardMap>),
+    /// What is served may be served under this lease from now on.
+    Lease(Lease),
     /// Begin to serve a shard, with no entries.
     Serve {
         /// The shard.
@@ -26,99 +32,220 @@ pub enum Effect {
         /// The shard.
         shard: ShardId,
     },
+    /// Nothing is owned any more, as was asked with [`Ownership::handle_leave`].
+    Left,
 }
 
-/// What one shard is to this node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
-    Unowned,
-    Serving,
+/// Who a node is, for as long as it lives.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Its name, and where it takes data connections.
+    pub member: Member,
+    /// Drawn at its start.
+    pub incarnation: Incarnation,
+    /// See [`Renew::identity`].
+    pub identity: String,
 }
 
-/// Decides what a node serves. One for each node; not shared.
+/// Decides what a node serves. One for each node; only its own thread changes it.
 #[derive(Debug)]
 pub struct Ownership {
-    me: NodeId,
-    epoch: Option<Epoch>,
-    phases: Vec<Phase>,
+    me: Identity,
+    times: Times,
+    request: u64,
+    /// When the requests were sent whose answers may still come.
+    sent: VecDeque<(u64, Now)>,
+    granted: u64,
+    greeting: Option<Greeting>,
+    seen: Epoch,
+    lease: Option<Lease>,
+    /// For each shard that is served: since when.
+    tenures: Vec<Option<Epoch>>,
+    map: Option<Arc<ShardMap>>,
+    next_renew: Duration,
+    is_leaving: bool,
+    has_left: bool,
     effects: VecDeque<Effect>,
 }
 
 impl Ownership {
     /// A node that serves nothing yet.
     #[must_use]
-    pub const fn new(me: NodeId) -> Self {
-        Self { me, epoch: None, phases: Vec::new(), effects: VecDeque::new() }
+    pub fn new(now: Now, me: Identity, n_shards: NShards, times: Times) -> Self {
+        Self {
+            me,
+            times,
+            request: 0,
+            sent: VecDeque::new(),
+            granted: 0,
+            greeting: None,
+            seen: Epoch::default(),
+            lease: None,
+            tenures: vec![None; usize::from(n_shards.get())],
+            map: None,
+            next_renew: now.boot,
+            is_leaving: false,
+            has_left: false,
+            effects: VecDeque::new(),
+        }
     }
 
-    /// Takes a map. One that is not newer than the last is ignored: no process acts on an epoch older than one that it
-    /// has seen.
-    pub fn handle_map(&mut self, map: &Arc<ShardMap>) {
-        if self.epoch.is_some_and(|seen| map.epoch() <= seen) {
+    /// Whether it may act as an owner at this moment.
+    #[must_use]
+    pub fn holds(&self, now: Now) -> bool {
+        self.lease.is_some_and(|lease| lease.holds(now))
+    }
+
+    /// Whether it may serve this shard at this moment.
+    #[must_use]
+    pub fn serves(&self, now: Now, shard: ShardId) -> bool {
+        self.tenures.get(shard.index()).is_some_and(Option::is_some) && self.holds(now)
+    }
+
+    /// The newest map.
+    #[must_use]
+    pub const fn map(&self) -> Option<&Arc<ShardMap>> {
+        self.map.as_ref()
+    }
+
+    /// The newest epoch that it has seen. It acts on none that is older.
+    #[must_use]
+    pub const fn seen(&self) -> Epoch {
+        self.seen
+    }
+
+    /// The lease as it was granted last.
+    #[must_use]
+    pub const fn lease(&self) -> Option<Lease> {
+        self.lease
+    }
+
+    /// It drains: asks to own nothing any more.
+    pub fn handle_leave(&mut self, now: Now) {
+        self.is_leaving = true;
+        self.next_renew = now.boot;
+    }
+
+    /// The answer of a seed.
+    pub fn handle_reply(&mut self, now: Now, reply: &Reply) {
+        match reply {
+            Reply::Hello { incarnation, greeting } if *incarnation == self.me.incarnation => {
+                self.handle_hello(now, *greeting);
+            }
+            Reply::Grant(grant) if grant.incarnation == self.me.incarnation => self.handle_grant(now, grant),
+            Reply::Goodbye { incarnation } if *incarnation == self.me.incarnation && self.is_leaving => {
+                self.has_left = true;
+                self.effects.push_back(Effect::Left);
+            }
+            Reply::Hello { .. } | Reply::Grant(_) | Reply::Goodbye { .. } => {}
+        }
+    }
+
+    /// A coordinator's greeting counts as seen: grants of older terms are dropped from now on.
+    fn handle_hello(&mut self, now: Now, greeting: Greeting) {
+        if greeting.term < self.seen.term || self.greeting == Some(greeting) {
             return;
         }
-        self.epoch = Some(map.epoch());
-        self.phases.resize(usize::from(map.n_shards().get()), Phase::Unowned);
-        self.effects.push_back(Effect::Publish(Arc::clone(map)));
-        for shard in map.n_shards().shards() {
-            let mine = map.owner_of(shard).is_some_and(|owner| owner.node == self.me);
-            match (self.phases[shard.index()], mine) {
-                (Phase::Unowned, true) => {
-                    self.phases[shard.index()] = Phase::Serving;
-                    self.effects.push_back(Effect::Serve { shard, since: map.epoch() });
-                }
-                (Phase::Serving, false) => {
-                    self.phases[shard.index()] = Phase::Unowned;
-                    self.effects.push_back(Effect::Release { shard });
-                }
-                (Phase::Unowned, false) | (Phase::Serving, true) => {}
+        self.greeting = Some(greeting);
+        self.see(Epoch { term: greeting.term, seq: 0 });
+        self.next_renew = now.boot;
+    }
+
+    fn handle_grant(&mut self, now: Now, grant: &Grant) {
+        let is_old = grant.request <= self.granted || grant.epoch < self.seen;
+        if is_old || (self.times.rules.hello && self.term() != Some(grant.epoch.term)) {
+            return;
+        }
+        let Some(&(_, asked)) = self.sent.iter().find(|(request, _)| *request == grant.request) else { return };
+        // The lease counts from the asking: the coordinator counts from its answer, which is later.
+        let asked = if self.times.rules.from_asking { asked } else { now };
+        let lease = Lease::new(asked, self.times.lease, &self.times);
+        if !lease.holds(now) {
+            return;
+        }
+        self.granted = grant.request;
+        self.sent.retain(|(request, _)| *request > grant.request);
+        self.see(grant.epoch);
+        self.take_shards(now, &grant.shards);
+        self.lease = Some(lease);
+        self.effects.push_back(Effect::Lease(lease));
+        if let Some(map) = &grant.map
+            && self.map.as_ref().is_none_or(|known| known.epoch() < map.epoch())
+        {
+            self.map = Some(Arc::clone(map));
+            self.effects.push_back(Effect::Publish(Arc::clone(map)));
+        }
+    }
+
+    fn take_shards(&mut self, now: Now, shards: &[Tenure]) {
+        let mut granted = vec![None; self.tenures.len()];
+        for tenure in shards {
+            if let Some(granted) = granted.get_mut(tenure.shard.index()) {
+                *granted = Some(tenure.since);
             }
         }
+        for (shard, (tenure, granted)) in (0..).map(ShardId).zip(self.tenures.iter_mut().zip(granted)) {
+            if *tenure == granted {
+                continue;
+            }
+            // Another "since" means that somebody else may have owned it in between: its entries are worth nothing.
+            if tenure.is_some() {
+                self.effects.push_back(Effect::Release { shard });
+                // Somebody waits for it.
+                self.next_renew = now.boot;
+            }
+            if let Some(since) = granted {
+                self.effects.push_back(Effect::Serve { shard, since });
+            }
+            *tenure = granted;
+        }
+    }
+
+    fn term(&self) -> Option<Term> {
+        self.greeting.map(|greeting| greeting.term)
+    }
+
+    fn see(&mut self, epoch: Epoch) {
+        self.seen = self.seen.max(epoch);
+    }
+
+    /// A request for the lease, when it is time for one; it goes to every seed.
+    pub fn poll_renew(&mut self, now: Now) -> Option<Renew> {
+        if now.boot < self.next_renew || self.has_left {
+            return None;
+        }
+        self.next_renew = now.boot + self.times.period;
+        self.request += 1;
+        self.sent.retain(|(_, asked)| now.boot < asked.boot + self.times.lease);
+        self.sent.push_back((self.request, now));
+        let held = if self.holds(now) { self.held().collect() } else { Vec::new() };
+        Some(Renew {
+            member: self.me.member.clone(),
+            incarnation: self.me.incarnation,
+            identity: self.me.identity.clone(),
+            request: self.request,
+            granted: self.granted,
+            seen: self.seen,
+            greeting: self.greeting,
+            held,
+            is_leaving: self.is_leaving,
+        })
+    }
+
+    /// What is served, while the lease holds.
+    pub fn held(&self) -> impl Iterator<Item = Tenure> {
+        let tenures = (0..).map(ShardId).zip(&self.tenures);
+        tenures.filter_map(|(shard, since)| since.map(|since| Tenure { shard, since }))
+    }
+
+    /// When [`Ownership::poll_renew`] has something next.
+    #[must_use]
+    pub const fn next_renew(&self) -> Duration {
+        self.next_renew
     }
 
     /// The next thing to do, until there is none.
     pub fn poll_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::epoch::Term;
-    use crate::map::Member;
-
-    fn map(seq: u64, owners: &[u16]) -> Arc<ShardMap> {
-        let members = Member::parse_list("a=h:1,b=h:2").expect("two members");
-        let epoch = Epoch { term: Term { counter: 1, seed: 0 }, seq };
-        Arc::new(ShardMap::new(epoch, members, owners.iter().copied().map(Some).collect()).expect("a map"))
-    }
-
-    fn effects(ownership: &mut Ownership) -> Vec<Effect> {
-        std::iter::from_fn(|| ownership.poll_effect()).collect()
-    }
-
-    #[test]
-    fn a_node_serves_what_the_map_gives_it_and_releases_what_it_takes() {
-        let mut ownership = Ownership::new(NodeId::parse("a").expect("a name"));
-        let (first, second) = (map(1, &[0, 1, 0]), map(2, &[1, 0, 0]));
-        ownership.handle_map(&first);
-        let serve = |shard, map: &ShardMap| Effect::Serve { shard: ShardId(shard), since: map.epoch() };
-        let expected = vec![Effect::Publish(Arc::clone(&first)), serve(0, &first), serve(2, &first)];
-        assert_eq!(effects(&mut ownership), expected);
-
-        ownership.handle_map(&second);
-        let release = Effect::Release { shard: ShardId(0) };
-        assert_eq!(effects(&mut ownership), vec![Effect::Publish(Arc::clone(&second)), release, serve(1, &second)]);
-    }
-
-    #[test]
-    fn a_map_that_is_not_newer_changes_nothing() {
-        let mut ownership = Ownership::new(NodeId::parse("a").expect("a name"));
-        ownership.handle_map(&map(2, &[0, 0]));
-        effects(&mut ownership);
-        ownership.handle_map(&map(2, &[1, 1]));
-        ownership.handle_map(&map(1, &[1, 1]));
-        assert_eq!(effects(&mut ownership), vec![]);
     }
 }

@@ -1,0 +1,356 @@
+//! The seed that holds the coordinator's lease: who owns what, and until when.
+//!
+//! It keeps nothing on a disk. A new coordinator learns who owns what from the owners themselves; what nobody has
+//! reported when every lease of the one before must have run out, is free.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::assign::assign;
+use crate::epoch::{Epoch, Term};
+use crate::id::{NShards, NodeId, ShardId};
+use crate::map::{Member, ShardMap};
+use crate::membership::{Grant, Greeting, Incarnation, Renew, Reply, Tenure};
+use crate::times::{Now, Times};
+
+/// Most lives that it remembers to have greeted and that have not quoted it yet.
+const GREETED_MAX: usize = 1024;
+
+/// What a shard is to the coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seat {
+    /// Nobody has it.
+    Free,
+    /// Granted, or to be granted with the next answer.
+    Owned { by: Incarnation, since: Epoch },
+    /// To be given up by its owner: left out of its grants from this request on (`None`: it has not asked since).
+    Moving { by: Incarnation, since: Epoch, asked: Option<u64> },
+}
+
+impl Seat {
+    const fn owner(self) -> Option<(Incarnation, Epoch)> {
+        match self {
+            Self::Free => None,
+            Self::Owned { by, since } | Self::Moving { by, since, .. } => Some((by, since)),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Owner {
+    member: Member,
+    identity: String,
+    /// Of the greeting that it has quoted. Of two lives that have quoted theirs the one with the larger nonce is the
+    /// newer: it was alive when that was said, and had then taken the other's place already.
+    nonce: u64,
+    /// The last request that was answered.
+    request: u64,
+    /// Its lease has run out by then, whatever it was granted.
+    bound: Duration,
+    is_leaving: bool,
+    /// A newer life of the same name has come: this one gets nothing any more, and its bound is waited out.
+    is_superseded: bool,
+}
+
+/// The state of one term. Made when the lease is acquired, dropped when it is lost; asked only while the lease holds.
+#[derive(Debug)]
+pub struct Coordinator {
+    times: Times,
+    term: Term,
+    seq: u64,
+    seats: Vec<Seat>,
+    owners: BTreeMap<Incarnation, Owner>,
+    /// Those who were told a greeting, and which.
+    greeted: BTreeMap<Incarnation, u64>,
+    /// Greetings have the nonces after this one.
+    first_nonce: u64,
+    /// How many it has given.
+    n_greetings: u64,
+    /// Until then shards that nobody has reported may belong to owners of the term before.
+    adopts_until: Duration,
+    map: Arc<ShardMap>,
+    /// Something has happened since the last plan that may call for another.
+    needs_plan: bool,
+}
+
+/// A coordinator has met a term that is not below its own: it must acquire a higher one before it grants anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HigherTerm(pub Term);
+
+impl Coordinator {
+    /// The coordinator of a new term, acquired at `now`. `nonce` is random: greetings of two lives with the same term
+    /// differ.
+    ///
+    /// # Panics
+    /// Never: an empty map of `n_shards` is a map.
+    #[must_use]
+    pub fn new(now: Now, times: Times, term: Term, n_shards: NShards, nonce: u64) -> Self {
+        let n = usize::from(n_shards.get());
+        let map = ShardMap::new(Epoch { term, seq: 0 }, Vec::new(), vec![None; n]).expect("an empty map is one");
+        Self {
+            times,
+            term,
+            seq: 0,
+            seats: vec![Seat::Free; n],
+            owners: BTreeMap::new(),
+            greeted: BTreeMap::new(),
+            // Half of the range: nonces are compared, and do not wrap.
+            first_nonce: nonce >> 1,
+            n_greetings: 0,
+            // Whoever was granted something by the one before sent its request before this moment.
+            adopts_until: if times.rules.wait { now.boot + times.bound(times.lease) } else { now.boot },
+            map: Arc::new(map),
+            needs_plan: true,
+        }
+    }
+
+    /// Its term.
+    #[must_use]
+    pub const fn term(&self) -> Term {
+        self.term
+    }
+
+    /// The newest map.
+    #[must_use]
+    pub const fn map(&self) -> &Arc<ShardMap> {
+        &self.map
+    }
+
+    /// Answers a node. `None`: the request is an old one.
+    ///
+    /// Requires: the lease holds at `now`.
+    ///
+    /// # Errors
+    /// [`HigherTerm`] when the node has seen a term that is not below this one and not this one.
+    pub fn handle_renew(&mut self, now: Now, renew: &Renew) -> Result<Option<Reply>, HigherTerm> {
+        self.expire(now);
+        let quotes = renew.greeting.filter(|greeting| self.has_given(*greeting)).map(|greeting| greeting.nonce);
+        let is_foreign = renew.seen.term == self.term && quotes.is_none() && self.times.rules.hello;
+        if renew.seen.term > self.term || is_foreign {
+            return Err(HigherTerm(renew.seen.term));
+        }
+        if !self.owners.contains_key(&renew.incarnation) {
+            let greeted = self.greeted.get(&renew.incarnation).copied();
+            if self.times.rules.hello && (greeted.is_none() || quotes != greeted) {
+                return Ok(Some(self.greet(renew.incarnation)));
+            }
+            // Without the rule, whoever comes later is believed to be newer.
+            let nonce = greeted.unwrap_or_else(|| self.next_nonce());
+            if !self.admit(now, renew, nonce) {
+                return Ok(None);
+            }
+        }
+        let Some(owner) = self.owners.get_mut(&renew.incarnation) else { return Ok(None) };
+        if renew.request <= owner.request {
+            return Ok(None);
+        }
+        owner.request = renew.request;
+        self.needs_plan |= renew.is_leaving && !owner.is_leaving;
+        owner.is_leaving |= renew.is_leaving;
+        self.release(renew);
+        self.plan(now);
+        Ok(Some(self.answer(now, renew)))
+    }
+
+    /// Whether a greeting is one of this coordinator's, and not of an earlier life with the same term.
+    const fn has_given(&self, greeting: Greeting) -> bool {
+        let place = greeting.nonce.wrapping_sub(self.first_nonce);
+        greeting.term.counter == self.term.counter
+            && greeting.term.seed == self.term.seed
+            && 0 < place
+            && place <= self.n_greetings
+    }
+
+    const fn next_nonce(&mut self) -> u64 {
+        self.n_greetings += 1;
+        self.first_nonce + self.n_greetings
+    }
+
+    fn greet(&mut self, incarnation: Incarnation) -> Reply {
+        let nonce = match self.greeted.get(&incarnation) {
+            Some(&nonce) => nonce,
+            None => {
+                if self.greeted.len() >= GREETED_MAX {
+                    self.greeted.clear();
+                }
+                let nonce = self.next_nonce();
+                self.greeted.insert(incarnation, nonce);
+                nonce
+            }
+        };
+        Reply::Hello { incarnation, greeting: Greeting { term: self.term, nonce } }
+    }
+
+    /// Takes a life in that has quoted its greeting: it was alive after that was said. Not when it is surely dead.
+    fn admit(&mut self, now: Now, renew: &Renew, nonce: u64) -> bool {
+        self.greeted.remove(&renew.incarnation);
+        let of_same_name = |owner: &Owner| owner.member.node == renew.member.node;
+        // One process at a time can have what both have: the newer life proves the older one dead.
+        let replaces = |owner: &Owner| !renew.identity.is_empty() && owner.identity == renew.identity;
+        let is_newest = !self.owners.values().any(|owner| of_same_name(owner) && nonce < owner.nonce);
+        if !is_newest && self.owners.values().any(|owner| of_same_name(owner) && replaces(owner) && nonce < owner.nonce)
+        {
+            return false;
+        }
+        let older = self.owners.iter_mut().filter(|(_, owner)| of_same_name(owner) && owner.nonce < nonce);
+        let mut dead = Vec::new();
+        for (incarnation, owner) in older {
+            owner.is_superseded = true;
+            if replaces(owner) {
+                dead.push(*incarnation);
+            }
+        }
+        dead.into_iter().for_each(|incarnation| self.remove(incarnation));
+        let owner = Owner {
+            member: renew.member.clone(),
+            identity: renew.identity.clone(),
+            nonce,
+            request: 0,
+            // It may hold a lease of the term before.
+            bound: now.boot + self.times.bound(self.times.lease),
+            is_leaving: false,
+            is_superseded: !is_newest,
+        };
+        self.owners.insert(renew.incarnation, owner);
+        // What it serves stays with it: its lease of the term before has not run out, so nobody else has it.
+        for tenure in &renew.held {
+            if let Some(seat @ Seat::Free) = self.seats.get_mut(tenure.shard.index())
+                && now.boot < self.adopts_until
+            {
+                *seat = Seat::Owned { by: renew.incarnation, since: tenure.since };
+            }
+        }
+        self.change();
+        true
+    }
+
+    /// Frees what a node has stopped to serve after it was left out of a grant that the node has acted on.
+    fn release(&mut self, renew: &Renew) {
+        let held: BTreeSet<ShardId> = renew.held.iter().map(|tenure| tenure.shard).collect();
+        for (shard, seat) in (0..).map(ShardId).zip(&mut self.seats) {
+            if let Seat::Moving { by, asked: Some(asked), .. } = *seat
+                && by == renew.incarnation
+                && asked <= renew.granted
+                && !held.contains(&shard)
+            {
+                *seat = Seat::Free;
+                self.needs_plan = true;
+            }
+        }
+    }
+
+    /// Forgets owners whose leases have run out.
+    fn expire(&mut self, now: Now) {
+        let gone: Vec<Incarnation> =
+            self.owners.iter().filter(|(_, owner)| owner.bound <= now.boot).map(|(life, _)| *life).collect();
+        for incarnation in gone {
+            self.remove(incarnation);
+        }
+    }
+
+    fn remove(&mut self, incarnation: Incarnation) {
+        self.owners.remove(&incarnation);
+        for seat in &mut self.seats {
+            if seat.owner().is_some_and(|(by, _)| by == incarnation) {
+                *seat = Seat::Free;
+            }
+        }
+        self.change();
+    }
+
+    /// Gives what is free to those who shall have it, and asks for what shall move. Not before every lease of the term
+    /// before has run out or been reported.
+    fn plan(&mut self, now: Now) {
+        if now.boot < self.adopts_until || !self.needs_plan {
+            return;
+        }
+        self.needs_plan = false;
+        let mut targets: Vec<(Incarnation, NodeId)> = self
+            .owners
+            .iter()
+            .filter(|(_, owner)| !owner.is_leaving && !owner.is_superseded)
+            .map(|(life, owner)| (*life, owner.member.node.clone()))
+            .collect();
+        targets.sort_by(|a, b| a.1.cmp(&b.1));
+        let nodes: Vec<NodeId> = targets.iter().map(|(_, node)| node.clone()).collect();
+        let previous: Vec<Option<NodeId>> = self
+            .seats
+            .iter()
+            .map(|seat| {
+                let (by, _) = seat.owner()?;
+                targets.iter().find(|(life, _)| *life == by).map(|(_, node)| node.clone())
+            })
+            .collect();
+        let table = assign(self.map.n_shards(), &previous, &nodes);
+        let next = Epoch { term: self.term, seq: self.seq + 1 };
+        let mut changed = false;
+        for (at, seat) in self.seats.iter_mut().enumerate() {
+            let wanted = table.get(at).map(|&target| targets[target].0);
+            let after = match (*seat, wanted) {
+                (Seat::Free, Some(by)) => Seat::Owned { by, since: next },
+                (Seat::Owned { by, since }, wanted) if wanted != Some(by) => Seat::Moving { by, since, asked: None },
+                (Seat::Moving { by, since, .. }, Some(wanted)) if wanted == by => Seat::Owned { by, since },
+                (seat, _) => seat,
+            };
+            changed |= after.owner() != seat.owner();
+            *seat = after;
+        }
+        if changed {
+            self.change();
+            self.needs_plan = false;
+        }
+    }
+
+    /// Owners or their shards are others: the map gets the next epoch.
+    fn change(&mut self) {
+        self.needs_plan = true;
+        self.seq += 1;
+        let lives: Vec<Incarnation> = self.owners.keys().copied().collect();
+        let members = self.owners.values().map(|owner| owner.member.clone()).collect();
+        let position = |by: Incarnation| lives.binary_search(&by).ok().and_then(|at| u16::try_from(at).ok());
+        let owners = self.seats.iter().map(|seat| seat.owner().and_then(|(by, _)| position(by))).collect();
+        let epoch = Epoch { term: self.term, seq: self.seq };
+        if let Ok(map) = ShardMap::new(epoch, members, owners) {
+            self.map = Arc::new(map);
+        }
+    }
+
+    fn answer(&mut self, now: Now, renew: &Renew) -> Reply {
+        let (incarnation, request) = (renew.incarnation, renew.request);
+        let mut shards = Vec::new();
+        for (shard, seat) in (0..).map(ShardId).zip(&mut self.seats) {
+            match seat {
+                Seat::Owned { by, since } if *by == incarnation => shards.push(Tenure { shard, since: *since }),
+                Seat::Moving { by, asked: asked @ None, .. } if *by == incarnation => *asked = Some(request),
+                _ => {}
+            }
+        }
+        let owns_nothing = self.seats.iter().all(|seat| seat.owner().is_none_or(|(by, _)| by != incarnation));
+        let owner = self.owners.get_mut(&incarnation).expect("who is answered is an owner");
+        if owner.is_leaving && owns_nothing && renew.held.is_empty() {
+            self.remove(incarnation);
+            return Reply::Goodbye { incarnation };
+        }
+        owner.bound = now.boot + self.times.bound(self.times.lease);
+        let epoch = self.map.epoch();
+        let map = (renew.seen < epoch).then(|| Arc::clone(&self.map));
+        Reply::Grant(Grant { incarnation, request, epoch, shards, map })
+    }
+
+    /// Does what time brings, and gives the next wake-up.
+    ///
+    /// Requires: the lease holds at `now`.
+    pub fn poll(&mut self, now: Now) -> Duration {
+        self.expire(now);
+        self.plan(now);
+        let bounds = self.owners.values().map(|owner| owner.bound);
+        let adopts = (now.boot < self.adopts_until).then_some(self.adopts_until);
+        bounds.chain(adopts).min().unwrap_or(now.boot + self.times.lease)
+    }
+
+    /// Members and what is left of their leases, for people.
+    pub fn members(&self, now: Now) -> impl Iterator<Item = (&Member, Incarnation, Duration)> {
+        self.owners.iter().map(move |(life, owner)| (&owner.member, *life, owner.bound.saturating_sub(now.boot)))
+    }
+}

@@ -1,0 +1,87 @@
+//! What owners and the coordinator say to each other.
+
+use std::sync::Arc;
+
+use crate::epoch::{Epoch, Term};
+use crate::id::ShardId;
+use crate::map::{Member, ShardMap};
+
+/// One life of a node: a random number, drawn at its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(pub u64);
+
+/// A coordinator's proof that whoever quotes it was alive after it was said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Greeting {
+    /// The coordinator's term.
+    pub term: Term,
+    /// Different for each greeting of a term.
+    pub nonce: u64,
+}
+
+/// A shard and since when it belongs to its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tenure {
+    /// The shard.
+    pub shard: ShardId,
+    /// The epoch at which it was granted. Every grant after a lapse, and every grant to another life, has a new one.
+    pub since: Epoch,
+}
+
+/// A node asks for its lease: every period, and at once when something changed. It goes to every seed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Renew {
+    /// Who it is and where it takes data connections.
+    pub member: Member,
+    /// Which life.
+    pub incarnation: Incarnation,
+    /// What two lives share only if the earlier one is surely dead: the pod's UID, or the address that only one process
+    /// can have bound. Empty: nothing of the kind is known.
+    pub identity: String,
+    /// Rises with each.
+    pub request: u64,
+    /// Of the last grant that it acted on.
+    pub granted: u64,
+    /// The newest epoch that it has seen.
+    pub seen: Epoch,
+    /// The greeting of the coordinator that it believes in.
+    pub greeting: Option<Greeting>,
+    /// What it serves at this moment, under a lease that holds.
+    pub held: Vec<Tenure>,
+    /// It drains: it wants to own nothing any more.
+    pub is_leaving: bool,
+}
+
+/// The coordinator's answer to a [`Renew`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// It does not know this life yet; quote this. Older grants count no more.
+    Hello {
+        /// For whom.
+        incarnation: Incarnation,
+        /// What to quote.
+        greeting: Greeting,
+    },
+    /// The lease.
+    Grant(Grant),
+    /// A node that was leaving owns nothing any more and may go.
+    Goodbye {
+        /// For whom.
+        incarnation: Incarnation,
+    },
+}
+
+/// A lease over shards. It counts from when the [`Renew`] that it answers was sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// For whom.
+    pub incarnation: Incarnation,
+    /// The request that it answers.
+    pub request: u64,
+    /// The newest epoch of the coordinator.
+    pub epoch: Epoch,
+    /// All that the node may serve. What is not here it serves no more.
+    pub shards: Vec<Tenure>,
+    /// The map, when the node has seen none so new.
+    pub map: Option<Arc<ShardMap>>,
+}

@@ -1,0 +1,140 @@
+//! Random faults, and the time after which the cluster is whole again.
+
+use std::time::Duration;
+
+use sharding::times::Times;
+
+use crate::world::{Weather, World};
+
+/// Time of faults in a run.
+const FAULTS: Duration = Duration::from_secs(20);
+/// After the last fault the cluster is whole within this.
+const RECOVERY_MAX: Duration = Duration::from_secs(6);
+const STEP: Duration = Duration::from_millis(10);
+
+/// What a run is like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) n_seeds: usize,
+    pub(crate) n_nodes: usize,
+    pub(crate) times: Times,
+    pub(crate) weather: Weather,
+    /// Mean time between two faults.
+    pub(crate) pause: Duration,
+    /// Coordinators crash and nodes come and go, and nothing else happens.
+    pub(crate) is_churn: bool,
+    /// A node keeps the entries of a shard that it gave up, for the case that it comes back: a mistake.
+    pub(crate) keeps_entries: bool,
+}
+
+impl Plan {
+    pub(crate) fn random(seed: u64) -> Self {
+        let mut chance = fastrand::Rng::with_seed(!seed);
+        let n_seeds = [1, 3, 3, 3, 5][chance.usize(..5)];
+        let is_stormy = chance.bool();
+        Self {
+            n_seeds,
+            n_nodes: n_seeds + chance.usize(..4),
+            times: Times::default(),
+            weather: Weather {
+                loss: if is_stormy { chance.u32(..300) } else { 0 },
+                duplicates: chance.u32(..100),
+                slow: if is_stormy { chance.u32(..300) } else { chance.u32(..5) },
+            },
+            pause: Duration::from_millis(chance.u64(150..3000)),
+            is_churn: false,
+            keeps_entries: false,
+        }
+    }
+}
+
+/// Runs a plan; gives how long after the last fault it took until every shard was owned again.
+pub(crate) fn run(seed: u64, plan: &Plan) -> Result<Duration, String> {
+    let mut world = World::new(seed, plan.n_seeds, plan.n_nodes, plan.times);
+    world.keeps_entries = plan.keeps_entries;
+    world.run_until(Duration::from_secs(4))?;
+    if !world.is_whole() {
+        return Err("not whole 4 s after the start, without any fault".to_owned());
+    }
+    world.weather = plan.weather;
+    let end = world.real + FAULTS;
+    while world.real < end {
+        let pause = plan.pause.mul_f64(2.0 * world.chance.f64());
+        world.run_until(world.real + pause)?;
+        fault(&mut world, plan.is_churn);
+    }
+    heal(&mut world);
+    let healed = world.real;
+    while !world.is_whole() {
+        if world.real > healed + RECOVERY_MAX {
+            return Err(format!("not whole {RECOVERY_MAX:?} after the last fault"));
+        }
+        world.run_until(world.real + STEP)?;
+    }
+    Ok(world.real - healed)
+}
+
+fn fault(world: &mut World, is_churn: bool) {
+    let n_nodes = world.machines.len();
+    let node = world.chance.usize(..n_nodes);
+    let time = Duration::from_millis(world.chance.u64(10..3500));
+    match world.chance.u32(..if is_churn { 52 } else { 100 }) {
+        0..15 => world.crash(node),
+        15..19 => world.crash_and_move(node),
+        19..25 => {
+            if let Some(leader) = world.coordinator() {
+                world.crash(leader);
+            }
+        }
+        25..40 => {
+            world.crash(node);
+            world.start(node);
+        }
+        40..52 => {
+            for node in 0..n_nodes {
+                if world.machines[node].life.is_none() {
+                    world.start(node);
+                }
+            }
+        }
+        52..64 => world.pause(node, time),
+        64..68 => world.freeze(node, time),
+        68..82 => {
+            let to = world.chance.usize(..n_nodes);
+            world.cut.insert((node, to));
+            if world.chance.bool() {
+                world.cut.insert((to, node));
+            }
+        }
+        82..88 => {
+            for other in 0..n_nodes {
+                world.cut.extend([(node, other), (other, node)]);
+            }
+        }
+        88..96 => world.cut.clear(),
+        96..98 => {
+            let by = world.chance.i64(-3_600_000_000..60_000_000);
+            world.set_wall(node, by);
+        }
+        _ => {
+            for node in 0..n_nodes {
+                world.crash(node);
+                let by = world.chance.i64(-3_600_000_000..1);
+                world.set_wall(node, by);
+            }
+            for node in 0..n_nodes {
+                world.start(node);
+            }
+        }
+    }
+}
+
+fn heal(world: &mut World) {
+    world.weather = Weather::default();
+    world.cut.clear();
+    for node in 0..world.machines.len() {
+        if world.machines[node].life.is_none() {
+            world.start(node);
+        }
+    }
+}

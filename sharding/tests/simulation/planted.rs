@@ -1,0 +1,58 @@
+//! The simulation finds what goes wrong without each of the rules; else it would prove nothing.
+
+use std::time::Duration;
+
+use sharding::times::{Rules, Times};
+
+use crate::faults::{Plan, run};
+use crate::world::Weather;
+
+/// Every planted fault is found within so many runs.
+const RUNS_MAX: u64 = 3000;
+
+fn is_found(what: &str, rules: Rules, plan: impl Fn(Plan) -> Plan) {
+    for seed in 1..=RUNS_MAX {
+        let times = Times { rules, ..Times::default() };
+        let plan = plan(Plan { times, pause: Duration::from_millis(300), ..Plan::random(seed) });
+        if let Err(violation) = run(seed, &plan)
+            && violation.contains("I1") | violation.contains("I2") | violation.contains("both coordinate")
+        {
+            println!("without {what}: run {seed}: {violation}");
+            return;
+        }
+    }
+    panic!("{RUNS_MAX} runs without {what} found nothing");
+}
+
+#[test]
+fn an_acceptor_that_votes_at_once_is_found() {
+    is_found("the acceptor's silence", Rules { silence: false, ..Rules::ALL }, |plan| plan);
+}
+
+#[test]
+fn a_bound_without_a_guard_is_found() {
+    is_found("the guard", Rules { guard: false, ..Rules::ALL }, |plan| plan);
+}
+
+#[test]
+fn a_coordinator_that_does_not_wait_is_found() {
+    is_found("the wait of a new coordinator", Rules { wait: false, ..Rules::ALL }, |plan| plan);
+}
+
+#[test]
+fn a_report_of_another_term_that_is_believed_is_found() {
+    // Coordinators come and go, and with them shards; many reports arrive when they are no longer true.
+    let stormy = Weather { slow: 400, loss: 200, duplicates: 0 };
+    let plan = |plan: Plan| Plan { weather: stormy, is_churn: true, pause: Duration::from_millis(200), ..plan };
+    is_found("the hello", Rules { hello: false, ..Rules::ALL }, plan);
+}
+
+#[test]
+fn entries_that_outlive_another_owner_are_found() {
+    is_found("owned since", Rules::ALL, |plan| Plan { keeps_entries: true, ..plan });
+}
+
+#[test]
+fn a_lease_counted_from_its_arrival_is_found() {
+    is_found("counting from the asking", Rules { from_asking: false, ..Rules::ALL }, |plan| plan);
+}
