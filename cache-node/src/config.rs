@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::Parser;
 use sharding::id::{NShards, NodeId, RegionName};
 use sharding::map::Member;
+use sharding::times::{Times, TimesError};
 
 use crate::shard::freshness::Freshness;
 
@@ -25,9 +26,15 @@ pub struct Args {
     /// Name of this node; in a cluster of pods the pod's name.
     #[arg(long, env = "POD_NAME", value_parser = NodeId::parse)]
     pub name: NodeId,
-    /// The nodes of the cluster, with commas between: `[name=]host:port` of each one's data port.
+    /// The seeds, with commas between: `[name=]host:port` of each one's data port; 1, 3 or 5, the same on every node.
     #[arg(long, env = "SEED_NODES", value_parser = parse_seeds)]
     pub seeds: Seeds,
+    /// `host:port` at which others reach this node's data port; by default as the seeds name it, else where it listens.
+    #[arg(long, env = "CACHE_NODE_ADVERTISE")]
+    pub advertise: Option<String>,
+    /// What tells this pod from another of the same name; in a cluster of pods the pod's UID.
+    #[arg(long, env = "POD_UID")]
+    pub uid: Option<String>,
     /// The file that names databases and regions.
     #[arg(long, env = "CACHE_CONFIG", default_value = "cache.toml")]
     pub config: PathBuf,
@@ -46,17 +53,69 @@ pub struct Args {
     /// Most unanswered requests of one data connection; one more is answered "overloaded".
     #[arg(long, env = "CACHE_NODE_IN_FLIGHT_MAX", default_value_t = 16_384)]
     pub in_flight_max: usize,
+    /// How long this node may act as an owner without an answer of the coordinator.
+    #[arg(long, env = "CACHE_NODE_LEASE", default_value = "1200ms", value_parser = humantime::parse_duration)]
+    pub lease: Duration,
+    /// How often the lease is renewed.
+    #[arg(long, env = "CACHE_NODE_LEASE_PERIOD", default_value = "250ms", value_parser = humantime::parse_duration)]
+    pub lease_period: Duration,
+    /// How long a coordinator may act as one without a majority of the seeds.
+    #[arg(long, env = "CACHE_NODE_COORDINATOR_LEASE", default_value = "600ms", value_parser = humantime::parse_duration)]
+    pub coordinator_lease: Duration,
+    /// How often the coordinator's lease is renewed.
+    #[arg(long, env = "CACHE_NODE_COORDINATOR_PERIOD", default_value = "200ms", value_parser = humantime::parse_duration)]
+    pub coordinator_period: Duration,
     /// Longest time to finish requests in flight after SIGTERM; must be below the pod's grace period.
     #[arg(long, env = "CACHE_NODE_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
 }
 
-/// The configured nodes of a cluster.
+/// The seeds of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seeds(pub Vec<Member>);
 
-fn parse_seeds(text: &str) -> Result<Seeds, sharding::map::MemberError> {
-    Member::parse_list(text).map(Seeds)
+fn parse_seeds(text: &str) -> Result<Seeds, String> {
+    let seeds = Member::parse_list(text).map_err(|error| error.to_string())?;
+    match seeds.len() {
+        1 | 3 | 5 => Ok(Seeds(seeds)),
+        n => Err(format!("there are {n} seeds; name 1, 3 or 5 (further nodes join by themselves)")),
+    }
+}
+
+impl Args {
+    /// The node's own entry in the map.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when others could not reach it there.
+    pub fn member(&self) -> Result<Member, ConfigError> {
+        let seed = self.seeds.0.iter().find(|seed| seed.node == self.name);
+        let data = match (&self.advertise, seed) {
+            (Some(address), _) => address.clone(),
+            (None, Some(seed)) => seed.data.clone(),
+            (None, None) => self.data_bind.to_string(),
+        };
+        let wrong = |message: String| ConfigError { place: "--advertise".to_owned(), message };
+        if self.advertise.is_none() && seed.is_none() && self.data_bind.ip().is_unspecified() {
+            return Err(wrong(format!("others cannot reach {data}; say at which host:port they can")));
+        }
+        Member::parse(&format!("{}={data}", self.name)).map_err(|error| wrong(error.to_string()))
+    }
+
+    /// The times of the leases.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when they cannot work together.
+    pub fn times(&self) -> Result<Times, ConfigError> {
+        let times = Times {
+            coordinator_lease: self.coordinator_lease,
+            coordinator_period: self.coordinator_period,
+            lease: self.lease,
+            period: self.lease_period,
+            ..Times::default()
+        };
+        let wrong = |error: TimesError| ConfigError { place: "--lease".to_owned(), message: error.to_string() };
+        times.check().map(|()| times).map_err(wrong)
+    }
 }
 
 /// Databases and regions, as the file names them.

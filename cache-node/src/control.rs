@@ -38,14 +38,14 @@ async fn livez() -> HttpResponse {
 }
 
 async fn readyz(node: web::Data<Node>) -> HttpResponse {
-    if node.is_ready() {
+    let Some(waits_for) = node.waits_for() else {
         return HttpResponse::Ok().content_type("text/plain").body("ready\n");
-    }
-    let waits_for = if node.map().is_none() { "the shard map" } else { "its shards, or for its end" };
+    };
     HttpResponse::ServiceUnavailable().content_type("text/plain").body(format!("not ready: waits for {waits_for}\n"))
 }
 
 async fn metrics(node: web::Data<Node>) -> HttpResponse {
+    node.metrics.lease_remaining.set(node.lease_left().as_secs_f64());
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &node.registry) {
         Ok(()) => HttpResponse::Ok().content_type(METRICS_TYPE).body(text),

@@ -12,7 +12,7 @@ use std::time::Duration;
 use actix::Addr;
 use bytes::BytesMut;
 use sharding::wire::{
-    Answer, AnswerBody, Ask, FailureCode, FrameReader, Hello, MapAnswer, PROTOCOL, REQUEST_FRAME_BYTES_MAX, Refused,
+    Answer, AnswerBody, Ask, FailureCode, FrameReader, Join, MapAnswer, PROTOCOL, REQUEST_FRAME_BYTES_MAX, Refused,
     Request, RequestBody, ToNode, Welcome, WireError,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -20,7 +20,9 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::node::Node;
+use crate::membership::links::LinkEnd;
+use crate::membership::{self, Inbox};
+use crate::node::{Node, Stage};
 use crate::region::Region;
 use crate::reply::Outbox;
 use crate::shard::{Op, Work};
@@ -54,6 +56,8 @@ enum End {
     WriteTimeout,
     #[error("refused: {0}")]
     Refused(String),
+    #[error("{0}")]
+    Link(LinkEnd),
 }
 
 impl End {
@@ -66,21 +70,25 @@ impl End {
             Self::GreetingTimeout => "greeting_timeout",
             Self::WriteTimeout => "write_timeout",
             Self::Refused(_) => "refused",
+            Self::Link(LinkEnd::Closed) => "closed",
+            Self::Link(LinkEnd::Wire(error)) => error.reason(),
+            Self::Link(LinkEnd::WriteTimeout) => "write_timeout",
+            Self::Link(_) => "io",
         }
     }
 }
 
 /// Takes connections until the node drains, and gives each to the lane that it names.
-pub(crate) async fn accept(listener: TcpListener, node: Arc<Node>, lanes: Vec<Addr<ShardRegion>>) {
-    let mut drain = node.drain.subscribe();
+pub(crate) async fn accept(listener: TcpListener, node: Arc<Node>, lanes: Vec<Addr<ShardRegion>>, inbox: Inbox) {
+    let mut stage = node.stage.subscribe();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = drain.wait_for(|&drains| drains) => return,
+            _ = stage.wait_for(|stage| *stage == Stage::Draining) => return,
         };
         match accepted {
             Ok((stream, _)) => {
-                actix_rt::spawn(introduce(stream, Arc::clone(&node), lanes.clone()));
+                actix_rt::spawn(introduce(stream, Arc::clone(&node), lanes.clone(), inbox.clone()));
             }
             Err(error) => {
                 log::warn!("a data connection could not be accepted: {error}");
@@ -90,7 +98,7 @@ pub(crate) async fn accept(listener: TcpListener, node: Arc<Node>, lanes: Vec<Ad
     }
 }
 
-async fn introduce(mut stream: TcpStream, node: Arc<Node>, lanes: Vec<Addr<ShardRegion>>) {
+async fn introduce(mut stream: TcpStream, node: Arc<Node>, lanes: Vec<Addr<ShardRegion>>, inbox: Inbox) {
     let introduced = async {
         let Ok(permit) = Arc::clone(&node.connections).try_acquire_owned() else {
             let message = format!("the node has its {} connections already; try again later", node.connections_max);
@@ -98,7 +106,12 @@ async fn introduce(mut stream: TcpStream, node: Arc<Node>, lanes: Vec<Addr<Shard
         };
         stream.set_nodelay(true)?;
         let greeting = timeout(GREETING_TIMEOUT, greeting(&mut stream)).await;
-        let (hello, reader) = greeting.map_err(|_| End::GreetingTimeout)??;
+        let (greeting, reader) = greeting.map_err(|_| End::GreetingTimeout)??;
+        let hello = match greeting {
+            ToNode::Hello(hello) => hello,
+            ToNode::Join(join) => return join_seed(stream, reader, join, &node, inbox).await,
+            ToNode::Request(_) => return Err(WireError::NoGreeting.into()),
+        };
         if hello.protocol != PROTOCOL {
             let message =
                 format!("this node speaks protocol {PROTOCOL}, the router {}; use one release", hello.protocol);
@@ -113,14 +126,29 @@ async fn introduce(mut stream: TcpStream, node: Arc<Node>, lanes: Vec<Addr<Shard
     }
 }
 
-async fn greeting(stream: &mut TcpStream) -> Result<(Hello, FrameReader), End> {
+/// Another node takes this one for a seed.
+async fn join_seed(
+    mut stream: TcpStream,
+    reader: FrameReader,
+    join: Join,
+    node: &Arc<Node>,
+    inbox: Inbox,
+) -> Result<(), End> {
+    let complaint = if join.protocol != PROTOCOL {
+        format!("this node speaks protocol {PROTOCOL}, the other {}; use one release", join.protocol)
+    } else if join.cluster != node.cluster {
+        "the seeds or n_shards of this node are not the other's; configure all alike, and restart all".to_owned()
+    } else {
+        return Err(End::Link(membership::serve(stream, reader, Arc::clone(node), inbox).await));
+    };
+    Err(refuse(&mut stream, complaint).await)
+}
+
+async fn greeting(stream: &mut TcpStream) -> Result<(ToNode, FrameReader), End> {
     let mut reader = FrameReader::new(REQUEST_FRAME_BYTES_MAX);
     loop {
         if let Some(frame) = reader.next_frame()? {
-            return match ToNode::decode(frame)? {
-                ToNode::Hello(hello) => Ok((hello, reader)),
-                ToNode::Request(_) => Err(WireError::NoGreeting.into()),
-            };
+            return Ok((ToNode::decode(frame)?, reader));
         }
         if stream.read_buf(reader.space()).await? == 0 {
             return Err(End::Closed);
@@ -139,7 +167,7 @@ async fn refuse(stream: &mut TcpStream, message: String) -> End {
 fn count_end(node: &Node, end: &End) {
     node.metrics.connection_closed(end.reason());
     match end {
-        End::Closed | End::Drained => log::debug!("a data connection ended: {end}"),
+        End::Closed | End::Drained | End::Link(LinkEnd::Closed) => log::debug!("a data connection ended: {end}"),
         _ => log::info!("a data connection ended: {end}"),
     }
 }
@@ -176,7 +204,7 @@ async fn exchange(stream: TcpStream, reader: FrameReader, lane: &Lane) -> End {
 }
 
 async fn read(mut from: OwnedReadHalf, mut reader: FrameReader, outbox: &Arc<Outbox>, lane: &Lane) -> End {
-    let mut drain = lane.node.drain.subscribe();
+    let mut stage = lane.node.stage.subscribe();
     loop {
         if let Err(error) = take_in(&mut reader, outbox, lane) {
             return error.into();
@@ -185,7 +213,7 @@ async fn read(mut from: OwnedReadHalf, mut reader: FrameReader, outbox: &Arc<Out
         outbox.room(2 * lane.node.in_flight_max).await;
         let read = tokio::select! {
             read = from.read_buf(reader.space()) => read,
-            _ = drain.wait_for(|&drains| drains) => return End::Drained,
+            _ = stage.wait_for(|stage| *stage == Stage::Draining) => return End::Drained,
         };
         match read {
             Ok(0) if reader.is_midway() => return io::Error::from(io::ErrorKind::UnexpectedEof).into(),
@@ -207,7 +235,7 @@ fn take_in(reader: &mut FrameReader, outbox: &Arc<Outbox>, lane: &Lane) -> Resul
         };
         match ToNode::decode(frame) {
             Ok(ToNode::Request(request)) => works.extend(take_request(request, outbox, &lane.node)),
-            Ok(ToNode::Hello(_)) => break Err(WireError::Field("second greeting")),
+            Ok(ToNode::Hello(_) | ToNode::Join(_)) => break Err(WireError::Field("second greeting")),
             Err(error) => break Err(error),
         }
     };
@@ -222,6 +250,7 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
     let (op, ask) = match request.body {
         RequestBody::Get(ask) => (Op::Get, ask),
         RequestBody::Explain(ask) => (Op::Explain, ask),
+        RequestBody::PassThrough(ask) => (Op::PassThrough, ask),
         RequestBody::GetMap => {
             match node.map() {
                 Some(map) => {

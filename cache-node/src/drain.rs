@@ -4,8 +4,10 @@ use std::io;
 use std::time::Duration;
 
 use actix_rt::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, timeout_at};
 
-use crate::node::Node;
+use crate::membership::{Inbound, Inbox};
+use crate::node::{Node, Stage};
 
 /// Resolves at SIGTERM or SIGINT.
 ///
@@ -20,12 +22,21 @@ pub(crate) async fn asked_to_stop() -> io::Result<()> {
     Ok(())
 }
 
-/// Takes no new request, answers those in flight, and ends when all connections have; at the latest after `deadline`.
-pub(crate) async fn drain(node: &Node, deadline: Duration) {
-    node.drain.send_replace(true);
+/// Gives the shards away, then answers what is in flight, and ends when all connections have; at the latest after
+/// `longest`.
+pub(crate) async fn drain(node: &Node, inbox: &Inbox, longest: Duration) {
+    let end = Instant::now() + longest;
+    node.reach(Stage::Leaving);
+    // Its receiver ends only after it has left.
+    let _ = inbox.send(Inbound::Leave).await;
+    let mut stage = node.stage.subscribe();
+    if timeout_at(end, stage.wait_for(|stage| *stage == Stage::Draining)).await.is_err() {
+        log::warn!("not all shards were given away within {longest:?}; their next owners wait out the lease");
+        node.reach(Stage::Draining);
+    }
     let all = u32::try_from(node.connections_max).unwrap_or(u32::MAX);
-    match tokio::time::timeout(deadline, node.connections.acquire_many(all)).await {
+    match timeout_at(end, node.connections.acquire_many(all)).await {
         Ok(_) => log::info!("drained"),
-        Err(_) => log::warn!("not all requests were answered within {deadline:?}; the rest are given up"),
+        Err(_) => log::warn!("not all requests were answered within {longest:?}; the rest are given up"),
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! [`run`] is the whole life of a node. Routers ask it on the data port, people and probes on the control port.
 
+mod clock;
 pub mod config;
 mod control;
 mod data;
@@ -12,7 +13,6 @@ mod loading;
 mod membership;
 mod metrics;
 mod node;
-mod ownership;
 mod region;
 mod reply;
 mod shard;
@@ -24,14 +24,21 @@ use std::sync::Arc;
 
 use actix::{Actor, Addr};
 use actix_rt::{Arbiter, System};
+use sharding::membership::Incarnation;
+use sharding::ownership::Identity;
+use sharding::wire::IDENTITY_BYTES_MAX;
+use tokio::sync::mpsc;
 
 use config::{Args, CacheConfig, ConfigError};
-use membership::Membership;
+use membership::{Membership, Place};
 use node::Node;
 use shard_region::{Lanes, ShardRegion};
 
 pub use shard::entries::ENTRY_OVERHEAD_BYTES;
 pub use shard::freshness::Freshness;
+
+/// Messages between nodes and seeds that may wait for this node.
+const INBOX_MAX: usize = 1024;
 
 /// Why a node does not start, or ended in another way than by being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -50,33 +57,48 @@ pub enum NodeError {
 /// [`NodeError::Config`] before anything has started.
 pub fn run(args: &Args) -> Result<(), NodeError> {
     let config = CacheConfig::load(&args.config)?;
-    let members = args.seeds.0.clone();
-    if !members.iter().any(|member| member.node == args.name) {
-        let message = format!("{} is not among --seeds; name it there", args.name);
-        return Err(ConfigError { place: "--name".to_owned(), message }.into());
-    }
-    let map = membership::configured_map(config.n_shards, members)
-        .map_err(|error| ConfigError { place: "--seeds".to_owned(), message: error.to_string() })?;
+    let place = place(args)?;
     let data_listener = bind("--data-bind", args.data_bind)?;
     let control_listener = bind("--control-bind", args.control_bind)?;
 
     System::new().block_on(async {
-        let node = Arc::new(Node::start(args, n_lanes(args), &config)?);
+        let node = Arc::new(Node::start(args, n_lanes(args), &config, place.ordinal.is_some())?);
         let lanes = start_lanes(&node);
-        Membership::new(Arc::clone(&node), lanes.clone()).take(&map);
+        let (inbox, inbound) = mpsc::channel(INBOX_MAX);
+        let membership = Membership::new(Arc::clone(&node), lanes.clone(), place, &inbox);
+        actix_rt::spawn(membership.run(inbound));
 
         data_listener.set_nonblocking(true)?;
         let data_listener = tokio::net::TcpListener::from_std(data_listener)?;
-        actix_rt::spawn(data::accept(data_listener, Arc::clone(&node), lanes));
+        actix_rt::spawn(data::accept(data_listener, Arc::clone(&node), lanes, inbox.clone()));
         let control = control::serve(control_listener, Arc::clone(&node))?;
         let control_handle = control.handle();
         actix_rt::spawn(control);
-        log::info!(node:% = args.name, data:% = args.data_bind, control:% = args.control_bind; "serving");
+        log::info!(node:% = args.name, data:% = args.data_bind, control:% = args.control_bind; "listening");
 
         drain::asked_to_stop().await?;
-        drain::drain(&node, args.drain_timeout).await;
+        drain::drain(&node, &inbox, args.drain_timeout).await;
         control_handle.stop(false).await;
         Ok(())
+    })
+}
+
+/// What this node is to its cluster.
+fn place(args: &Args) -> Result<Place, ConfigError> {
+    let member = args.member()?;
+    let ordinal = args.seeds.0.iter().position(|seed| seed.node == args.name);
+    // Without a UID the address proves as much, where only one process at a time can have it.
+    let is_own_address = member.data == args.data_bind.to_string();
+    let identity = args.uid.clone().or_else(|| is_own_address.then(|| member.data.clone())).unwrap_or_default();
+    if identity.len() > IDENTITY_BYTES_MAX {
+        let message = format!("it has more than {IDENTITY_BYTES_MAX} bytes");
+        return Err(ConfigError { place: "--uid".to_owned(), message });
+    }
+    Ok(Place {
+        seeds: args.seeds.0.clone(),
+        ordinal: ordinal.and_then(|ordinal| u16::try_from(ordinal).ok()),
+        identity: Identity { member, incarnation: Incarnation(fastrand::u64(..)), identity },
+        times: args.times()?,
     })
 }
 

@@ -1,63 +1,221 @@
-//! Which map holds: the shell around [`Ownership`].
+//! The shell around [`Ownership`] and [`Seed`]: sockets, clocks and timers. Every decision is theirs.
 //!
-//! The members are the configured nodes and the map is the assignment over them, at the first epoch. What changes a
-//! map later comes in through [`Membership::take`] as well.
+//! A node keeps one connection to each seed ([`links`]); a seed answers on the connections that nodes have opened. What
+//! is lost on the way is not sent again: the next period brings its successor.
 
+pub(crate) mod links;
+
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix::Addr;
-use sharding::epoch::{Epoch, Term};
-use sharding::id::NShards;
-use sharding::map::{MapError, Member, ShardMap};
+use sharding::id::ShardId;
+use sharding::map::Member;
+use sharding::membership::{Incarnation, Reply};
+use sharding::ownership::{Effect, Identity, Ownership};
+use sharding::proposer::Proposal;
+use sharding::seed::{Output, Seed};
+use sharding::times::{Now, Times};
+use sharding::wire::Control;
+use tokio::sync::mpsc;
 
-use crate::node::Node;
-use crate::ownership::{Effect, Ownership};
+use crate::clock;
+use crate::node::{Node, Stage};
 use crate::shard::Resize;
 use crate::shard_region::{Release, Serve, ShardRegion};
+pub(crate) use links::serve;
 
-/// Epoch of the map of the configured nodes.
-const FIRST_EPOCH: Epoch = Epoch { term: Term { counter: 1, seed: 0 }, seq: 1 };
+/// Messages that may wait on their way in, and on their way to one peer. One more is dropped, as on a bad link.
+const QUEUE_MAX: usize = 256;
+/// Most lives that a seed keeps a way to answer for.
+const NODES_MAX: usize = 4096;
 
-/// The map of a cluster of these nodes.
-///
-/// # Errors
-/// [`MapError`] when there are too many.
-pub(crate) fn configured_map(n_shards: NShards, members: Vec<Member>) -> Result<Arc<ShardMap>, MapError> {
-    ShardMap::assigned(FIRST_EPOCH, n_shards, members).map(Arc::new)
+/// A message, and where it came from.
+#[derive(Debug)]
+pub(crate) enum Inbound {
+    /// On this node's connection to a seed.
+    FromSeed(u16, Control),
+    /// On a connection that a node has opened; the answer goes back there.
+    FromNode(Control, mpsc::Sender<Control>),
+    /// This node drains.
+    Leave,
 }
 
-/// Decides and performs what a map means for this node's lanes.
+/// Where messages for [`Membership`] are handed in.
+pub(crate) type Inbox = mpsc::Sender<Inbound>;
+
+/// What a node is to its cluster.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// The seeds in their order.
+    pub(crate) seeds: Vec<Member>,
+    /// Its own ordinal among them.
+    pub(crate) ordinal: Option<u16>,
+    pub(crate) identity: Identity,
+    pub(crate) times: Times,
+}
+
+/// One for each node, on its main thread.
 pub(crate) struct Membership {
     node: Arc<Node>,
     lanes: Vec<Addr<ShardRegion>>,
+    me: Incarnation,
+    ordinal: Option<u16>,
     ownership: Ownership,
+    seed: Option<Seed>,
+    /// The way to each seed; none to ourselves.
+    links: Vec<Option<mpsc::Sender<Control>>>,
+    /// The way back to each node that has asked.
+    nodes: HashMap<Incarnation, mpsc::Sender<Control>>,
+    n_owned: usize,
 }
 
 impl Membership {
-    pub(crate) fn new(node: Arc<Node>, lanes: Vec<Addr<ShardRegion>>) -> Self {
-        let ownership = Ownership::new(node.name.clone());
-        Self { node, lanes, ownership }
+    /// Starts the connections to the seeds. Messages come in by `inbox` too.
+    pub(crate) fn new(node: Arc<Node>, lanes: Vec<Addr<ShardRegion>>, place: Place, inbox: &Inbox) -> Self {
+        let (now, times) = (clock::now(), place.times);
+        let n_seeds = u16::try_from(place.seeds.len()).expect("a handful of seeds");
+        let life = place.identity.incarnation;
+        let seed = place.ordinal.map(|ordinal| Seed::new(now, times, node.n_shards, ordinal, n_seeds, life.0));
+        let link = |(ordinal, seed): (u16, &Member)| {
+            (Some(ordinal) != place.ordinal).then(|| links::start(ordinal, &seed.data, node.cluster, inbox.clone()))
+        };
+        let links = (0..).zip(&place.seeds).map(link).collect();
+        let ownership = Ownership::new(now, place.identity, node.n_shards, times);
+        let (ordinal, nodes) = (place.ordinal, HashMap::new());
+        Self { node, lanes, me: life, ordinal, ownership, seed, links, nodes, n_owned: 0 }
     }
 
-    /// Acts on a map, if it is newer than the last.
-    pub(crate) fn take(&mut self, map: &Arc<ShardMap>) {
-        self.ownership.handle_map(map);
-        while let Some(effect) = self.ownership.poll_effect() {
-            self.perform(effect);
+    /// Takes part until it has left, after it was asked to. Ends with a seed's lease given back.
+    pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Inbound>) {
+        loop {
+            let wake = self.drive(clock::now());
+            if self.node.stage() == Stage::Draining {
+                return;
+            }
+            let pause = wake.saturating_sub(clock::now().boot);
+            // Either way: what is due is done.
+            if let Ok(Some(inbound)) = tokio::time::timeout(pause, inbox.recv()).await {
+                self.take(inbound);
+                while let Ok(inbound) = inbox.try_recv() {
+                    self.take(inbound);
+                }
+            }
         }
     }
 
-    fn perform(&self, effect: Effect) {
-        let lane_of = |shard: sharding::id::ShardId| &self.lanes[usize::from(shard.lane(self.node.n_lanes))];
+    fn take(&mut self, inbound: Inbound) {
+        let now = clock::now();
+        match (inbound, &mut self.seed) {
+            (Inbound::Leave, _) => self.ownership.handle_leave(now),
+            (Inbound::FromSeed(from, Control::Vote(vote)), Some(seed)) => seed.handle_vote(now, from, vote),
+            (Inbound::FromSeed(_, Control::Reply(reply)), _) => self.ownership.handle_reply(now, &reply),
+            (Inbound::FromNode(Control::Proposal(proposal), back), Some(seed)) => {
+                if let Some(vote) = seed.handle_proposal(now, proposal) {
+                    // A full queue is a bad link.
+                    let _ = back.try_send(Control::Vote(vote));
+                }
+            }
+            (Inbound::FromNode(Control::Renew(renew), back), Some(seed)) => {
+                if self.nodes.len() >= NODES_MAX {
+                    self.nodes.retain(|_, way| !way.is_closed());
+                }
+                self.nodes.insert(renew.incarnation, back);
+                seed.handle_renew(now, renew);
+            }
+            // Nobody says these to whom they do not concern.
+            (Inbound::FromSeed(..) | Inbound::FromNode(..), _) => {}
+        }
+    }
+
+    /// Does all that is due; gives the next wake-up.
+    fn drive(&mut self, now: Now) -> Duration {
+        let mut wake = self.ownership.next_renew();
+        if let Some(seed) = &mut self.seed {
+            wake = wake.min(seed.poll(now));
+        }
+        while let Some(renew) = self.ownership.poll_renew(now) {
+            wake = wake.min(self.ownership.next_renew());
+            self.to_seeds(&Control::Renew(renew.clone()));
+            if let Some(seed) = &mut self.seed {
+                seed.handle_renew(now, renew);
+            }
+        }
+        self.send(now);
+        self.resize();
+        while let Some(effect) = self.ownership.poll_effect() {
+            self.perform(now, effect);
+        }
+        if let Some(seed) = &mut self.seed {
+            self.node.set_vote(seed.votes(now), seed.term(now).is_some());
+        }
+        // What was answered to ourselves may have made something due.
+        wake.min(self.ownership.next_renew())
+    }
+
+    /// Sends whatever the seed's part has to say; to ourselves without a socket.
+    fn send(&mut self, now: Now) {
+        while let Some(output) = self.seed.as_mut().and_then(Seed::poll_output) {
+            match output {
+                Output::Reply(to, reply) if to == self.me => self.ownership.handle_reply(now, &reply),
+                Output::Reply(to, reply) => self.to_node(to, reply),
+                Output::Proposal(proposal) => self.propose(now, proposal),
+            }
+        }
+    }
+
+    fn propose(&mut self, now: Now, proposal: Proposal) {
+        self.to_seeds(&Control::Proposal(proposal));
+        let (Some(seed), Some(ordinal)) = (&mut self.seed, self.ordinal) else { return };
+        if let Some(vote) = seed.handle_proposal(now, proposal) {
+            seed.handle_vote(now, ordinal, vote);
+        }
+    }
+
+    fn to_seeds(&self, control: &Control) {
+        for link in self.links.iter().flatten() {
+            // A full queue is a bad link.
+            let _ = link.try_send(control.clone());
+        }
+    }
+
+    fn to_node(&self, to: Incarnation, reply: Reply) {
+        if let Some(way) = self.nodes.get(&to) {
+            // As above.
+            let _ = way.try_send(Control::Reply(reply));
+        }
+    }
+
+    fn perform(&mut self, now: Now, effect: Effect) {
+        let lane_of = |shard: ShardId| &self.lanes[usize::from(shard.lane(self.node.n_lanes))];
         match effect {
             Effect::Publish(map) => {
-                let n_owned = map.shards_of(&self.node.name).count();
-                log::info!(epoch:% = map.epoch(), n_owned; "a new shard map");
-                self.lanes.iter().for_each(|lane| lane.do_send(Resize { n_owned }));
+                log::info!(epoch:% = map.epoch(), members = map.members().len(); "a new shard map");
                 self.node.publish(map);
             }
+            Effect::Lease(lease) => self.node.set_lease(lease),
             Effect::Serve { shard, since } => lane_of(shard).do_send(Serve { shard, since }),
             Effect::Release { shard } => lane_of(shard).do_send(Release { shard }),
+            Effect::Left => {
+                log::info!("left: nothing is owned any more");
+                if let Some(seed) = &mut self.seed {
+                    seed.handle_leave();
+                }
+                self.send(now);
+                self.node.reach(Stage::Draining);
+            }
+        }
+    }
+
+    /// Memory is split over the shards that are owned.
+    fn resize(&mut self) {
+        let n_owned = self.ownership.held().count();
+        if n_owned != self.n_owned {
+            log::info!(n_owned; "owns another number of shards");
+            self.n_owned = n_owned;
+            self.node.set_owned(n_owned);
+            self.lanes.iter().for_each(|lane| lane.do_send(Resize { n_owned }));
         }
     }
 }

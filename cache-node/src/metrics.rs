@@ -50,10 +50,12 @@ pub(crate) enum LoadReason {
     Refreshed,
     /// "There is no such row" was older than `absent_ttl`.
     Absent,
+    /// The owner could not be reached; the value was not kept.
+    PassThrough,
 }
 
 impl LoadReason {
-    const ALL: [Self; 4] = [Self::Cold, Self::Expired, Self::Refreshed, Self::Absent];
+    const ALL: [Self; 5] = [Self::Cold, Self::Expired, Self::Refreshed, Self::Absent, Self::PassThrough];
 
     pub(crate) const fn label(self) -> &'static str {
         match self {
@@ -61,6 +63,7 @@ impl LoadReason {
             Self::Expired => "expired",
             Self::Refreshed => "refreshed",
             Self::Absent => "absent",
+            Self::PassThrough => "pass_through",
         }
     }
 }
@@ -80,6 +83,8 @@ pub(crate) struct Metrics {
     pub(crate) shards_restarted: Counter,
     pub(crate) wrong_lane: Counter,
     pub(crate) connections: Gauge,
+    pub(crate) coordinator: Gauge,
+    pub(crate) lease_remaining: Gauge<f64, std::sync::atomic::AtomicU64>,
     pub(crate) term: Gauge,
     pub(crate) epoch: Gauge,
 }
@@ -91,6 +96,7 @@ pub(crate) struct RegionMetrics {
     pub(crate) stale: Counter,
     pub(crate) miss: Counter,
     pub(crate) joined: Counter,
+    pub(crate) passed_through: Counter,
     pub(crate) failed: Counter,
     pub(crate) misdirected: Counter,
     pub(crate) overloaded: Counter,
@@ -133,6 +139,8 @@ impl Metrics {
             shards_restarted: Counter::default(),
             wrong_lane: Counter::default(),
             connections: Gauge::default(),
+            coordinator: Gauge::default(),
+            lease_remaining: Gauge::default(),
             term: Gauge::default(),
             epoch: Gauge::default(),
         };
@@ -157,6 +165,8 @@ impl Metrics {
             metrics.shards_restarted.clone(),
         );
         registry.register("wrong_lane", "Requests that crossed a thread to their shard", metrics.wrong_lane.clone());
+        registry.register("coordinator", "1 while this node coordinates", metrics.coordinator.clone());
+        registry.register("lease_remaining_seconds", "What is left of the lease", metrics.lease_remaining.clone());
         registry.register("term", "Term counter of the newest map", metrics.term.clone());
         registry.register("epoch", "Sequence number of the newest map", metrics.epoch.clone());
         metrics
@@ -170,6 +180,7 @@ impl Metrics {
             stale: requests("stale"),
             miss: requests("miss"),
             joined: requests("joined"),
+            passed_through: requests("pass_through"),
             failed: requests("failed"),
             misdirected: requests("misdirected"),
             overloaded: requests("overloaded"),

@@ -1,26 +1,35 @@
 //! What all threads of a node share: who it is, what it serves, and whether it is ready.
 
 use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 use sharding::epoch::Epoch;
-use sharding::id::NodeId;
+use sharding::id::{NShards, NodeId};
 use sharding::map::ShardMap;
+use sharding::times::Lease;
+use sharding::wire::AnswerBody;
 use tokio::sync::{Semaphore, watch};
 
+use crate::clock;
 use crate::config::{Args, CacheConfig};
 use crate::metrics::Metrics;
 use crate::region::{self, Region};
+use crate::shard::Work;
 
 /// A node's shared state. The shell's parts hold it by `Arc`; only the map and the drain change after the start.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) name: NodeId,
     pub(crate) n_lanes: NonZeroU16,
+    pub(crate) n_shards: NShards,
+    /// Hash of what all nodes of the cluster must agree on.
+    pub(crate) cluster: u64,
     pub(crate) regions: Arc<[Region]>,
     pub(crate) metrics: Metrics,
     pub(crate) registry: Registry,
@@ -29,12 +38,29 @@ pub(crate) struct Node {
     pub(crate) connections_max: usize,
     /// One permit for each connection: all of them are back when no connection is left.
     pub(crate) connections: Arc<Semaphore>,
-    /// Turns true once, when the node is told to leave.
-    pub(crate) drain: watch::Sender<bool>,
+    /// Rises, and never falls.
+    pub(crate) stage: watch::Sender<Stage>,
     /// Shards that lanes serve at this moment.
     pub(crate) serving: Gauge,
     map: RwLock<Option<Arc<ShardMap>>>,
+    /// What is served is served under this one.
+    lease: ArcSwapOption<Lease>,
+    n_owned: AtomicUsize,
+    /// On a seed: whether its vote counts. Elsewhere always.
+    votes: AtomicBool,
+    coordinates: AtomicBool,
     started: Instant,
+}
+
+/// How far a node is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// Not at all.
+    Serving,
+    /// It gives its shards away, and goes on serving what it still has.
+    Leaving,
+    /// It owns nothing, takes no new request and answers those in flight.
+    Draining,
 }
 
 impl Node {
@@ -42,13 +68,20 @@ impl Node {
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub(crate) fn start(args: &Args, n_lanes: NonZeroU16, config: &CacheConfig) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        args: &Args,
+        n_lanes: NonZeroU16,
+        config: &CacheConfig,
+        is_seed: bool,
+    ) -> std::io::Result<Self> {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         let regions = region::start(config, &metrics)?;
         Ok(Self {
             name: args.name.clone(),
             n_lanes,
+            n_shards: config.n_shards,
+            cluster: sharding::hash::cluster(&args.seeds.0, config.n_shards),
             regions,
             serving: metrics.shards_serving(),
             metrics,
@@ -56,8 +89,12 @@ impl Node {
             in_flight_max: args.in_flight_max,
             connections_max: args.connections_max,
             connections: Arc::new(Semaphore::new(args.connections_max)),
-            drain: watch::Sender::new(false),
+            stage: watch::Sender::new(Stage::Serving),
             map: RwLock::new(None),
+            lease: ArcSwapOption::empty(),
+            n_owned: AtomicUsize::new(0),
+            votes: AtomicBool::new(!is_seed),
+            coordinates: AtomicBool::new(false),
             started: Instant::now(),
         })
     }
@@ -80,11 +117,68 @@ impl Node {
         *self.map.write().expect("nothing panics while it holds the lock") = Some(map);
     }
 
-    /// Whether the node serves all that the map gives it and is not on its way out. Never false because of another.
-    pub(crate) fn is_ready(&self) -> bool {
-        let Some(map) = self.map() else { return false };
-        let n_owned = i64::try_from(map.shards_of(&self.name).count()).unwrap_or(i64::MAX);
-        self.serving.get() == n_owned && !*self.drain.borrow()
+    /// Answers that this node is not the owner.
+    pub(crate) fn misdirect(&self, work: Work) {
+        self.regions[work.region].metrics.misdirected.inc();
+        let map = self.map();
+        let epoch = map.as_ref().map_or_else(Epoch::default, |map| map.epoch());
+        let owner = map.as_ref().and_then(|map| map.owner_of(work.shard)).map(|owner| owner.node.clone());
+        work.reply.send(AnswerBody::Misdirected { epoch, owner });
+    }
+
+    /// Whether this node may act as an owner at this moment.
+    pub(crate) fn holds_lease(&self) -> bool {
+        self.lease.load().as_ref().is_some_and(|lease| lease.holds(clock::now()))
+    }
+
+    /// What is left of the lease.
+    pub(crate) fn lease_left(&self) -> Duration {
+        let now = clock::now();
+        let lease = self.lease.load();
+        lease.as_ref().filter(|lease| lease.holds(now)).map_or(Duration::ZERO, |lease| lease.until - now.boot)
+    }
+
+    pub(crate) fn set_lease(&self, lease: Lease) {
+        self.lease.store(Some(Arc::new(lease)));
+    }
+
+    pub(crate) fn set_owned(&self, n_owned: usize) {
+        self.n_owned.store(n_owned, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_vote(&self, votes: bool, coordinates: bool) {
+        self.votes.store(votes, Ordering::Relaxed);
+        if self.coordinates.swap(coordinates, Ordering::Relaxed) != coordinates {
+            log::info!("{}", if coordinates { "coordinates from now on" } else { "coordinates no more" });
+            self.metrics.coordinator.set(i64::from(coordinates));
+        }
+    }
+
+    /// The next stage on the way out; there is no way back.
+    pub(crate) fn reach(&self, stage: Stage) {
+        self.stage.send_if_modified(|now| std::mem::replace(now, stage.max(*now)) < stage);
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        *self.stage.borrow()
+    }
+
+    /// What the node waits for; `None`: it is ready. Never because of what another node does.
+    pub(crate) fn waits_for(&self) -> Option<&'static str> {
+        if self.stage() != Stage::Serving {
+            return Some("its end: it drains");
+        }
+        if !self.votes.load(Ordering::Relaxed) {
+            return Some("its vote: a seed is silent for a while after its start");
+        }
+        if !self.holds_lease() {
+            return Some("its lease: no coordinator has answered yet");
+        }
+        let Some(map) = self.map() else { return Some("the shard map") };
+        let n_owned = self.n_owned.load(Ordering::Relaxed);
+        let has_none = n_owned == 0 && map.members().len() <= map.owners().len();
+        let serves_all = usize::try_from(self.serving.get()) == Ok(n_owned);
+        (has_none || !serves_all).then_some("its shards")
     }
 
     /// What the node says of itself.
@@ -102,7 +196,9 @@ impl Node {
         });
         NodePage {
             node: self.name.clone(),
-            is_ready: self.is_ready(),
+            waits_for: self.waits_for(),
+            coordinates: self.coordinates.load(Ordering::Relaxed),
+            lease_left_ms: u64::try_from(self.lease_left().as_millis()).unwrap_or(u64::MAX),
             epoch: self.map().map(|map| map.epoch()),
             n_lanes: self.n_lanes.get(),
             shards_serving: self.serving.get(),
@@ -116,7 +212,10 @@ impl Node {
 #[derive(Debug, Serialize)]
 pub(crate) struct NodePage {
     node: NodeId,
-    is_ready: bool,
+    /// Nothing: it is ready.
+    waits_for: Option<&'static str>,
+    coordinates: bool,
+    lease_left_ms: u64,
     epoch: Option<Epoch>,
     n_lanes: u16,
     shards_serving: i64,

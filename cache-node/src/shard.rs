@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 use crate::loading::{Load, LoadError, Loaded, QueueFull};
 use crate::metrics::LoadReason;
+use crate::node::Node;
 use crate::region::Region;
 use crate::reply::Reply;
 use crate::shard_region::{ShardDied, ShardRegion};
@@ -35,6 +36,8 @@ const QUEUE_FULL_RETRY: Duration = Duration::from_secs(1);
 pub(crate) enum Op {
     Get,
     Explain,
+    /// Get it past its owner.
+    PassThrough,
 }
 
 /// One request for this shard.
@@ -74,11 +77,21 @@ pub(crate) struct Resize {
 #[rtype(result = "()")]
 pub(crate) struct Sweep;
 
+/// What a shard's actor is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It owns the shard, while the lease holds.
+    Owner,
+    /// It reads for owners that cannot be reached, keys of any shard, and keeps nothing.
+    PassThrough,
+}
+
 /// The owner of one shard's entries. Started by its lane's [`ShardRegion`], which hears of it when it panics.
 pub(crate) struct Shard {
     id: ShardId,
     since: Epoch,
-    regions: Arc<[Region]>,
+    role: Role,
+    node: Arc<Node>,
     entries: Vec<Entries>,
     flights: Flights<Reply>,
     supervisor: Addr<ShardRegion>,
@@ -89,17 +102,28 @@ impl Shard {
     pub(crate) fn new(
         id: ShardId,
         since: Epoch,
-        regions: Arc<[Region]>,
+        role: Role,
+        node: Arc<Node>,
         n_owned: usize,
         supervisor: Addr<ShardRegion>,
     ) -> Self {
         let part = |region: &Region| Entries::new(region.shard_bytes(n_owned), region.metrics.entries.clone());
-        let entries = regions.iter().map(part).collect();
-        Self { id, since, regions, entries, flights: Flights::new(), supervisor }
+        let entries = node.regions.iter().map(part).collect();
+        Self { id, since, role, node, entries, flights: Flights::new(), supervisor }
+    }
+
+    /// Whether it may act as the owner at this moment.
+    fn owns(&self) -> bool {
+        self.role == Role::Owner && self.node.holds_lease()
+    }
+
+    /// Reads a key past its owner.
+    fn pass_through(&mut self, work: Work, me: &Addr<Self>) {
+        self.load((work.region, work.key), Some(work.reply), LoadReason::PassThrough, me);
     }
 
     fn get(&mut self, work: Work, now: Instant, me: &Addr<Self>) {
-        let region = &self.regions[work.region];
+        let region = &self.node.regions[work.region];
         match self.entries[work.region].get(&work.key, now) {
             Some(entry) => {
                 let is_fresh = entry.lifetime.age(now) == Age::Fresh;
@@ -130,7 +154,7 @@ impl Shard {
     /// Joins the key's load, or starts one.
     fn load(&mut self, flight: FlightKey, waiter: Option<Reply>, reason: LoadReason, me: &Addr<Self>) {
         let Boarding::Lead(id) = self.flights.board(flight.clone(), waiter) else { return };
-        let region = &self.regions[flight.0];
+        let region = &self.node.regions[flight.0];
         let timeout = region.loader.timeout();
         let (done, result) = oneshot::channel();
         let (query, key, until) = (Arc::clone(&region.query), flight.1.clone(), Instant::now() + timeout);
@@ -152,7 +176,7 @@ impl Shard {
 
     fn refuse(&mut self, flight: &FlightKey, id: FlightId, full: QueueFull) {
         for reply in self.flights.land(flight, id).unwrap_or_default() {
-            self.regions[flight.0].metrics.overloaded.inc();
+            self.node.regions[flight.0].metrics.overloaded.inc();
             reply.fail(FailureCode::Overloaded, QUEUE_FULL_RETRY, full.to_string());
         }
     }
@@ -161,18 +185,23 @@ impl Shard {
         let Landed { flight, id, result } = landed;
         // A load that was given up meanwhile may not be stored: something newer may be there.
         let Some(waiters) = self.flights.land(&flight, id) else { return };
-        let (region, metrics) = (&self.regions[flight.0], &self.regions[flight.0].metrics);
+        let (region, metrics) = (&self.node.regions[flight.0], &self.node.regions[flight.0].metrics);
         match result {
             Ok(loaded) => {
                 let lifetime = region.freshness.lifetime(loaded.sent, loaded.content.is_none(), fastrand::f64());
                 let entry = Entry { content: loaded.content, lifetime };
-                let kept = self.entries[flight.0].insert(Box::from(&flight.1[..]), entry.clone()).is_ok();
-                if !kept {
+                // What a deposed owner has loaded is true, and answers who waited; but it is not kept.
+                let owns = self.owns();
+                let kept = owns && self.entries[flight.0].insert(Box::from(&flight.1[..]), entry.clone()).is_ok();
+                if owns && !kept {
                     metrics.not_kept.inc();
                 }
                 for (place, reply) in waiters.into_iter().enumerate() {
-                    let (served, counter) =
-                        if place == 0 { (Served::Miss, &metrics.miss) } else { (Served::Joined, &metrics.joined) };
+                    let (served, counter) = match (self.role, place) {
+                        (Role::PassThrough, _) => (Served::PassedThrough, &metrics.passed_through),
+                        (Role::Owner, 0) => (Served::Miss, &metrics.miss),
+                        (Role::Owner, _) => (Served::Joined, &metrics.joined),
+                    };
                     counter.inc();
                     reply.send(answer(&entry, served, kept, now));
                 }
@@ -189,7 +218,7 @@ impl Shard {
     fn explain(&self, work: &Work, now: Instant) -> AnswerBody {
         let flight = (work.region, work.key.clone());
         let page = Explanation {
-            region: self.regions[work.region].name.as_str(),
+            region: self.node.regions[work.region].name.as_str(),
             key: String::from_utf8_lossy(&work.key),
             shard: self.id,
             owned_since: self.since,
@@ -267,8 +296,12 @@ impl Handler<Batch> for Shard {
     fn handle(&mut self, Batch(batch): Batch, ctx: &mut Context<Self>) {
         use actix::AsyncContext;
         let (now, me) = (Instant::now(), ctx.address());
+        // Here the values are taken: here the lease has to hold.
+        let owns = self.owns();
         for work in batch {
             match work.op {
+                Op::PassThrough => self.pass_through(work, &me),
+                Op::Get | Op::Explain if !owns => self.node.misdirect(work),
                 Op::Get => self.get(work, now, &me),
                 Op::Explain => {
                     let page = self.explain(&work, now);
@@ -291,7 +324,7 @@ impl Handler<Resize> for Shard {
     type Result = ();
 
     fn handle(&mut self, resize: Resize, _: &mut Context<Self>) {
-        for (entries, region) in self.entries.iter_mut().zip(&*self.regions) {
+        for (entries, region) in self.entries.iter_mut().zip(&*self.node.regions) {
             entries.resize(region.shard_bytes(resize.n_owned));
         }
     }

@@ -11,23 +11,28 @@ use std::time::Duration;
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use sharding::epoch::Epoch;
 use sharding::id::ShardId;
-use sharding::wire::{AnswerBody, FrameReader};
+use sharding::wire::FrameReader;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::data;
 use crate::node::Node;
-use crate::shard::{Batch, Resize, Shard, Stop, Sweep, Work};
+use crate::shard::{Batch, Op, Resize, Role, Shard, Stop, Sweep, Work};
 
 /// Every shard is swept once in this time.
 const SWEEP_PERIOD: Duration = Duration::from_secs(30);
 /// Pause between two parts of a sweep.
 const SWEEP_PAUSE: Duration = Duration::from_millis(100);
 
+/// Stands for the actor that reads past owners: no shard has this number, there are at most 65,535.
+const PASS_THROUGH: ShardId = ShardId(u16::MAX);
+
 /// A lane's shards, for all who live on its thread.
 pub(crate) struct Lane {
     number: u16,
     pub(crate) node: Arc<Node>,
     shards: RefCell<Vec<Option<Addr<Shard>>>>,
+    /// Reads past owners that cannot be reached.
+    pass_through: RefCell<Option<Addr<Shard>>>,
     /// All lanes of the node in order, this one included.
     lanes: OnceCell<Vec<Addr<ShardRegion>>>,
 }
@@ -35,7 +40,14 @@ pub(crate) struct Lane {
 impl Lane {
     /// Gives every request to its shard: in one message for each shard, on this thread. What belongs to another lane
     /// crosses to it; what this node does not own is answered "misdirected".
-    pub(crate) fn dispatch(&self, mut works: Vec<Work>) {
+    pub(crate) fn dispatch(&self, works: Vec<Work>) {
+        let (passing, mut works): (Vec<Work>, Vec<Work>) =
+            works.into_iter().partition(|work| work.op == Op::PassThrough);
+        if !passing.is_empty()
+            && let Some(pass_through) = &*self.pass_through.borrow()
+        {
+            pass_through.do_send(Batch(passing));
+        }
         works.sort_by_key(|work| work.shard);
         while let Some(shard) = works.first().map(|work| work.shard) {
             let others = works.split_off(works.partition_point(|work| work.shard == shard));
@@ -55,16 +67,8 @@ impl Lane {
         let owner = self.shards.borrow().get(shard.index()).cloned().flatten();
         match owner {
             Some(owner) => owner.do_send(Batch(works)),
-            None => works.into_iter().for_each(|work| self.misdirect(work)),
+            None => works.into_iter().for_each(|work| self.node.misdirect(work)),
         }
-    }
-
-    fn misdirect(&self, work: Work) {
-        self.node.regions[work.region].metrics.misdirected.inc();
-        let map = self.node.map();
-        let epoch = map.as_ref().map_or_else(Epoch::default, |map| map.epoch());
-        let owner = map.as_ref().and_then(|map| map.owner_of(work.shard)).map(|owner| owner.node.clone());
-        work.reply.send(AnswerBody::Misdirected { epoch, owner });
     }
 }
 
@@ -124,18 +128,25 @@ pub(crate) struct Connect {
 impl ShardRegion {
     /// The lane of this number, with no shards. Requires: called on the lane's thread.
     pub(crate) fn new(number: u16, node: Arc<Node>) -> Self {
-        let lane = Lane { number, node, shards: RefCell::default(), lanes: OnceCell::new() };
+        let (shards, pass_through) = (RefCell::default(), RefCell::default());
+        let lane = Lane { number, node, shards, pass_through, lanes: OnceCell::new() };
         Self { lane: Rc::new(lane), since: Vec::new(), n_owned: 0, next_swept: 0 }
     }
 
     fn start_shard(&self, shard: ShardId, since: Epoch, me: Addr<Self>) {
-        let regions = Arc::clone(&self.lane.node.regions);
-        let address = Shard::new(shard, since, regions, self.n_owned, me).start();
+        let node = Arc::clone(&self.lane.node);
+        let address = Shard::new(shard, since, Role::Owner, node, self.n_owned, me).start();
         let mut shards = self.lane.shards.borrow_mut();
         if shards.len() <= shard.index() {
             shards.resize(shard.index() + 1, None);
         }
         shards[shard.index()] = Some(address);
+    }
+
+    fn start_pass_through(&self, me: Addr<Self>) {
+        let node = Arc::clone(&self.lane.node);
+        let address = Shard::new(PASS_THROUGH, Epoch::default(), Role::PassThrough, node, usize::MAX, me).start();
+        *self.lane.pass_through.borrow_mut() = Some(address);
     }
 
     fn sweep_some(&mut self) {
@@ -154,6 +165,7 @@ impl Actor for ShardRegion {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
+        self.start_pass_through(ctx.address());
         ctx.run_interval(SWEEP_PAUSE, |region, _| region.sweep_some());
     }
 }
@@ -208,6 +220,11 @@ impl Handler<ShardDied> for ShardRegion {
 
     /// Starts it again, empty, unless it has been released or given anew meanwhile.
     fn handle(&mut self, ShardDied { shard, since }: ShardDied, ctx: &mut Context<Self>) {
+        if shard == PASS_THROUGH {
+            self.lane.node.metrics.shards_restarted.inc();
+            self.start_pass_through(ctx.address());
+            return;
+        }
         if self.since[shard.index()] != Some(since) {
             return;
         }

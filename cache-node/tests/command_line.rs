@@ -1,15 +1,29 @@
 //! The program as its user meets it: every mistake is one line that names its place, exit code 64, and nothing starts.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 const DATABASE: &str = "[database.main]\nurl = \"sqlite:test.db\"\n";
 const LOAD: &str = "load = \"SELECT id, body FROM things WHERE id IN (:keys)\"\n";
 const SEEDS: &str = "a=127.0.0.1:1";
 
+/// Longest time to refuse a mistake; whoever starts to serve instead is ended.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cache-node"));
-    command.env_clear().args(arguments).output().expect("runs")
+    command.env_clear().args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("starts");
+    let deadline = Instant::now() + PATIENCE;
+    while child.try_wait().expect("a child").is_none() {
+        if Instant::now() > deadline {
+            child.kill().expect("a child");
+            panic!("{arguments:?} was taken for sound");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().expect("its output")
 }
 
 fn assert_refused(output: &Output, expected: &str) {
@@ -65,7 +79,13 @@ fn a_mistake_in_a_flag_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address").to_string();
     for (flags, expected) in [
-        (vec!["--name", "b", "--seeds", SEEDS, "--config", &config], "b is not among --seeds"),
+        (vec!["--name", "b", "--seeds", SEEDS, "--config", &config, "--data-bind", "0.0.0.0:0"], "--advertise"),
+        (vec!["--name", "a", "--seeds", SEEDS, "--config", &config, "--advertise", "nowhere"], "--advertise"),
+        (
+            vec!["--name", "a", "--seeds", SEEDS, "--config", &config, "--lease", "700ms"],
+            "the ownership lease is 700ms",
+        ),
+        (vec!["--name", "a", "--seeds", "a=h:1,b=h:2", "--config", &config], "name 1, 3 or 5"),
         (vec!["--name", "a", "--seeds", "a=nowhere", "--config", &config], "--seeds"),
         (vec!["--name", "a", "--seeds", "a=h:1,a=h:2", "--config", &config], "a"),
         (vec!["--seeds", SEEDS], "--name"),

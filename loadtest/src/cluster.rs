@@ -319,7 +319,10 @@ fn addresses(options: &Options) -> Result<Vec<Pod>, ClusterError> {
 /// Node and router of each pod, in this order.
 fn specs(options: &Options, pods: &[Pod], logs: &Path) -> Result<Vec<Spec>, ClusterError> {
     let (node_program, router_program) = (program("cache-node")?, program("router-sidecar")?);
-    let seeds: Vec<String> = pods.iter().enumerate().map(|(i, pod)| format!("pod-{i}={}", pod.data)).collect();
+    // The largest of 1, 3 and 5 that there are pods for; the others join.
+    let n_seeds = [5, 3, 1].into_iter().find(|n| *n <= pods.len()).unwrap_or_default();
+    let seeds = pods.iter().enumerate().take(n_seeds).map(|(i, pod)| format!("pod-{i}={}", pod.data));
+    let seeds: Vec<String> = seeds.collect();
     let seeds = seeds.join(",");
     let mut specs = Vec::new();
     for (i, pod) in pods.iter().enumerate() {

@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use sharding::hash::shard_of;
 use sharding::id::{RegionName, ShardId};
-use sharding::routing::{Next, Setback, Tries};
+use sharding::routing::{Next, Setback, Tries, bypass};
 use sharding::wire::{AnswerBody, Ask, Failure, FailureCode, RequestBody};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::map_watch::{MapWatch, View};
 use crate::metrics::Metrics;
@@ -50,6 +50,25 @@ pub(crate) enum Question {
     Explain,
 }
 
+/// One request, through all its tries.
+struct Wish<'a> {
+    question: Question,
+    region: &'a RegionName,
+    key: Bytes,
+    deadline: Instant,
+}
+
+/// Who is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whom {
+    Owner,
+    /// The one of this place in [`bypass`].
+    Past(usize),
+}
+
+/// After so long without an answer the router looks whether the shard has another owner by now, again and again.
+const OWNER_PATIENCE: Duration = Duration::from_millis(250);
+
 impl Forwarder {
     /// Asks the owner of a key. Gives a value, "absent" or a page; everything else is an error.
     pub(crate) async fn ask(
@@ -59,31 +78,35 @@ impl Forwarder {
         key: Bytes,
     ) -> Result<AnswerBody, ForwardError> {
         let deadline = Instant::now() + self.request_timeout;
-        let asked = self.ask_until(question, region, key, deadline);
+        let wish = Wish { question, region, key, deadline };
+        let asked = self.ask_until(&wish);
         // Each try keeps the deadline itself; this one is for the waits between them.
         timeout_at(deadline, asked).await.unwrap_or(Err(ForwardError::DeadlinePassed(self.request_timeout)))
     }
 
-    async fn ask_until(
-        &self,
-        question: Question,
-        region: &RegionName,
-        key: Bytes,
-        deadline: Instant,
-    ) -> Result<AnswerBody, ForwardError> {
-        let mut tries = Tries::default();
+    async fn ask_until(&self, wish: &Wish<'_>) -> Result<AnswerBody, ForwardError> {
+        let (mut tries, mut whom) = (Tries::default(), Whom::Owner);
         loop {
             let view = self.watch.view().ok_or(ForwardError::NoMap)?;
-            let shard = shard_of(region, &key, view.map.n_shards());
-            let (setback, error) = match self.try_once(&view, shard, question, region, &key, deadline).await {
+            let shard = shard_of(wish.region, &wish.key, view.map.n_shards());
+            let (setback, error) = match self.try_once(&view, shard, whom, wish).await {
                 Ok(answer) => return Ok(answer),
                 Err(Met::Final(error)) => return Err(error),
                 Err(Met::Setback(setback, error)) => (setback, error),
             };
             match tries.handle_setback(view.map.epoch(), setback) {
                 Next::GiveUp => return Err(error),
-                Next::Pause(pause) => sleep(pause).await,
+                Next::PassThrough(_) if wish.question != Question::Get => return Err(error),
+                Next::PassThrough(place) => {
+                    self.watch.suspect();
+                    whom = Whom::Past(place);
+                }
+                Next::Pause(pause) => {
+                    whom = Whom::Owner;
+                    sleep(pause).await;
+                }
                 Next::RefreshMap(epoch) => {
+                    whom = Whom::Owner;
                     let knows = view.map.owner_of(shard).map_or("", |owner| owner.data.as_str());
                     self.watch.reach(epoch, knows).await;
                 }
@@ -92,30 +115,42 @@ impl Forwarder {
         }
     }
 
-    async fn try_once(
-        &self,
-        view: &View,
-        shard: ShardId,
-        question: Question,
-        region: &RegionName,
-        key: &Bytes,
-        deadline: Instant,
-    ) -> Result<AnswerBody, Met> {
-        let Some(owner) = view.map.owner_of(shard) else {
+    async fn try_once(&self, view: &View, shard: ShardId, whom: Whom, wish: &Wish<'_>) -> Result<AnswerBody, Met> {
+        let node = match whom {
+            Whom::Owner => view.map.owner_of(shard),
+            Whom::Past(place) => bypass(&view.map, shard).get(place).copied(),
+        };
+        let Some(node) = node else {
             return Err(Met::Setback(Setback::NoOwner, ForwardError::NoOwner(shard)));
         };
         let ask = Ask {
-            deadline: deadline.saturating_duration_since(Instant::now()),
+            deadline: wish.deadline.saturating_duration_since(Instant::now()),
             epoch: view.map.epoch(),
             shard,
-            region: Bytes::copy_from_slice(region.as_str().as_bytes()),
-            key: key.clone(),
+            region: Bytes::copy_from_slice(wish.region.as_str().as_bytes()),
+            key: wish.key.clone(),
         };
-        let body = match question {
-            Question::Get => RequestBody::Get(ask),
-            Question::Explain => RequestBody::Explain(ask),
+        let body = match (whom, wish.question) {
+            (Whom::Past(_), _) => RequestBody::PassThrough(ask),
+            (Whom::Owner, Question::Get) => RequestBody::Get(ask),
+            (Whom::Owner, Question::Explain) => RequestBody::Explain(ask),
         };
-        match self.upstream.ask(&owner.data, Some(shard), body, deadline).await {
+        let mut asked = std::pin::pin!(self.upstream.ask(&node.data, Some(shard), body, wish.deadline));
+        let answer = match timeout(OWNER_PATIENCE, &mut asked).await {
+            Ok(answer) => answer,
+            Err(_) if whom != Whom::Owner => asked.await,
+            // It waits for its database, or it stands still or is cut off: then it loses the shard.
+            Err(_) => tokio::select! {
+                answer = &mut asked => answer,
+                epoch = self.watch.moved(view, shard) => {
+                    return Err(Met::Setback(Setback::Misdirected(epoch), ForwardError::Misdirected(shard)));
+                }
+                error = self.silence(&node.data, shard) => {
+                    return Err(Met::Setback(Setback::Unreachable, ForwardError::Unreachable { shard, error }));
+                }
+            },
+        };
+        match answer {
             Ok(AnswerBody::Misdirected { epoch, .. }) => {
                 self.metrics.misdirected.inc();
                 Err(Met::Setback(Setback::Misdirected(epoch), ForwardError::Misdirected(shard)))
@@ -132,6 +167,19 @@ impl Forwarder {
             Err(error @ (UpstreamError::Unreachable { .. } | UpstreamError::Lost { .. })) => {
                 Err(Met::Setback(Setback::Unreachable, ForwardError::Unreachable { shard, error }))
             }
+        }
+    }
+}
+
+impl Forwarder {
+    /// Resolves when a node does not even answer what needs no database.
+    async fn silence(&self, address: &str, shard: ShardId) -> UpstreamError {
+        loop {
+            let deadline = Instant::now() + OWNER_PATIENCE;
+            if let Err(error) = self.upstream.ask(address, Some(shard), RequestBody::Describe, deadline).await {
+                return error;
+            }
+            sleep(OWNER_PATIENCE).await;
         }
     }
 }

@@ -6,18 +6,22 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use sharding::epoch::Epoch;
+use sharding::id::ShardId;
 use sharding::map::{Member, ShardMap};
 use sharding::wire::{AnswerBody, MapAnswer, RegionInfo, RequestBody};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::metrics::Metrics;
 use crate::upstream::Upstream;
 
 /// Longest time that one node may take to tell the map.
-const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+const ASK_TIMEOUT: Duration = Duration::from_millis(300);
 /// Pause after no node has answered.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// While an owner cannot be reached, the map is asked for so often.
+const SUSPECT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a router knows of its cluster.
 #[derive(Debug)]
@@ -40,13 +44,14 @@ pub(crate) struct MapWatch {
     /// A node that knows of a newer map.
     hint: Mutex<Option<String>>,
     wanted: Notify,
+    suspected: Notify,
     metrics: Arc<Metrics>,
 }
 
 impl MapWatch {
     pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
         let (view, seen) = (ArcSwapOption::empty(), watch::Sender::new(None));
-        Self { view, seen, hint: Mutex::default(), wanted: Notify::new(), metrics }
+        Self { view, seen, hint: Mutex::default(), wanted: Notify::new(), suspected: Notify::new(), metrics }
     }
 
     /// The newest view; `None` until some node has answered.
@@ -62,6 +67,27 @@ impl MapWatch {
         self.seen.subscribe().wait_for(reached).await.expect("the sender lives as long as `self`");
     }
 
+    /// Somebody could not reach an owner: there may be a newer map soon.
+    pub(crate) fn suspect(&self) {
+        self.suspected.notify_one();
+    }
+
+    /// Waits until a shard has another owner than in this view; gives the epoch of that map.
+    pub(crate) async fn moved(&self, view: &View, shard: ShardId) -> Epoch {
+        let owner = |view: &View| view.map.owner_of(shard).map(|owner| owner.data.clone());
+        let before = owner(view);
+        loop {
+            if let Some(now) = self.view()
+                && now.map.epoch() > view.map.epoch()
+                && owner(&now) != before
+            {
+                return now.map.epoch();
+            }
+            self.suspect();
+            sleep(SUSPECT_PAUSE).await;
+        }
+    }
+
     /// Keeps the view fresh, for ever.
     pub(crate) async fn run(&self, upstream: &Upstream, seeds: &[Member], period: Duration) {
         let mut turn = 0;
@@ -74,8 +100,12 @@ impl MapWatch {
                 }
             };
             turn += 1;
-            // Either way it is time to ask again.
-            let _ = timeout(pause, self.wanted.notified()).await;
+            // However it ends, it is time to ask again.
+            tokio::select! {
+                () = self.wanted.notified() => {}
+                () = self.suspected.notified() => sleep(SUSPECT_PAUSE).await,
+                () = sleep(pause) => {}
+            }
         }
     }
 

@@ -1,10 +1,24 @@
 //! The program as its user meets it: every mistake is named, exit code 64, and nothing starts.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Longest time to refuse a mistake; whoever starts to serve instead is ended.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_router-sidecar"));
-    command.env_clear().args(arguments).output().expect("runs")
+    command.env_clear().args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("starts");
+    let deadline = Instant::now() + PATIENCE;
+    while child.try_wait().expect("a child").is_none() {
+        if Instant::now() > deadline {
+            child.kill().expect("a child");
+            panic!("{arguments:?} was taken for sound");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().expect("its output")
 }
 
 #[test]

@@ -334,7 +334,9 @@ impl Coordinator {
         }
         owner.bound = now.boot + self.times.bound(self.times.lease);
         let epoch = self.map.epoch();
-        let map = (renew.seen < epoch).then(|| Arc::clone(&self.map));
+        // While it learns who owns what, the last map of the term before is the better one.
+        let is_settled = self.adopts_until <= now.boot || self.seats.iter().all(|seat| seat.owner().is_some());
+        let map = (is_settled && renew.map < epoch).then(|| Arc::clone(&self.map));
         Reply::Grant(Grant { incarnation, request, epoch, shards, map })
     }
 

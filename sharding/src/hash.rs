@@ -4,6 +4,7 @@
 use twox_hash::XxHash3_64;
 
 use crate::id::{NShards, RegionName, ShardId};
+use crate::map::Member;
 
 /// Region and key up to this many bytes are hashed without an allocation.
 const INLINE_BYTES: usize = 256;
@@ -28,6 +29,13 @@ fn hash(region: &[u8], key: &[u8]) -> u64 {
     bytes[..region.len()].copy_from_slice(region);
     bytes[region.len() + 1..len].copy_from_slice(key);
     XxHash3_64::oneshot(&bytes[..len])
+}
+
+/// Hash of what all nodes of a cluster must agree on: its seeds, in their order, and its number of shards.
+#[must_use]
+pub fn cluster(seeds: &[Member], n_shards: NShards) -> u64 {
+    let seeds: Vec<String> = seeds.iter().map(Member::to_string).collect();
+    XxHash3_64::oneshot(format!("{} {}", n_shards.get(), seeds.join(",")).as_bytes())
 }
 
 #[cfg(test)]

@@ -44,6 +44,8 @@ pub struct Renew {
     pub granted: u64,
     /// The newest epoch that it has seen.
     pub seen: Epoch,
+    /// The epoch of the newest map that it has.
+    pub map: Epoch,
     /// The greeting of the coordinator that it believes in.
     pub greeting: Option<Greeting>,
     /// What it serves at this moment, under a lease that holds.
@@ -82,6 +84,6 @@ pub struct Grant {
     pub epoch: Epoch,
     /// All that the node may serve. What is not here it serves no more.
     pub shards: Vec<Tenure>,
-    /// The map, when the node has seen none so new.
+    /// The map, when the node has none so new, and it is worth having.
     pub map: Option<Arc<ShardMap>>,
 }

@@ -134,10 +134,15 @@ impl Ownership {
             }
             Reply::Grant(grant) if grant.incarnation == self.me.incarnation => self.handle_grant(now, grant),
             Reply::Goodbye { incarnation } if *incarnation == self.me.incarnation && self.is_leaving => {
-                self.has_left = true;
-                self.effects.push_back(Effect::Left);
+                self.leave();
             }
             Reply::Hello { .. } | Reply::Grant(_) | Reply::Goodbye { .. } => {}
+        }
+    }
+
+    fn leave(&mut self) {
+        if !std::mem::replace(&mut self.has_left, true) {
+            self.effects.push_back(Effect::Left);
         }
     }
 
@@ -211,6 +216,10 @@ impl Ownership {
 
     /// A request for the lease, when it is time for one; it goes to every seed.
     pub fn poll_renew(&mut self, now: Now) -> Option<Renew> {
+        if self.is_leaving && !self.has_left && !self.holds(now) {
+            // Nobody can take anything over from it any more.
+            self.leave();
+        }
         if now.boot < self.next_renew || self.has_left {
             return None;
         }
@@ -226,6 +235,7 @@ impl Ownership {
             request: self.request,
             granted: self.granted,
             seen: self.seen,
+            map: self.map.as_ref().map_or_else(Epoch::default, |map| map.epoch()),
             greeting: self.greeting,
             held,
             is_leaving: self.is_leaving,

@@ -2,11 +2,17 @@
 
 use std::time::Duration;
 
-use crate::epoch::Epoch;
+use twox_hash::XxHash3_64;
 
-/// Most times that one request is sent.
+use crate::epoch::Epoch;
+use crate::id::ShardId;
+use crate::map::{Member, ShardMap};
+
+/// Most times that one request is sent to an owner.
 pub const TRIES_MAX: u32 = 3;
-/// Pause before the second try, when nothing newer is known than what was tried; doubles with each further one.
+/// Most nodes that are asked to read past the owner.
+pub const PASSES_MAX: usize = 5;
+/// Pause before the second try, when nothing newer is known than what was tried.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why a try brought no answer.
@@ -25,10 +31,12 @@ pub enum Setback {
 /// What to do next with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Get the map of that epoch or a newer one, then send again.
+    /// Get the map of that epoch or a newer one, then ask the owner again.
     RefreshMap(Epoch),
-    /// Wait, look the owner up again, then send again.
+    /// Wait, look the owner up again, then ask it.
     Pause(Duration),
+    /// Ask the node of this place in [`bypass`] to read past the owner.
+    PassThrough(usize),
     /// Say what went wrong.
     GiveUp,
 }
@@ -37,27 +45,48 @@ pub enum Next {
 #[derive(Debug, Default)]
 pub struct Tries {
     made: u32,
+    passed: usize,
 }
 
 impl Tries {
     /// Decides after a try by the map of epoch `known` that brought no answer.
     pub fn handle_setback(&mut self, known: Epoch, setback: Setback) -> Next {
-        self.made += 1;
-        if self.made >= TRIES_MAX {
-            return Next::GiveUp;
+        if self.passed == 0 {
+            self.made += 1;
         }
         match setback {
+            _ if self.passed >= PASSES_MAX => Next::GiveUp,
+            Setback::Misdirected(_) | Setback::Dropped if self.made >= TRIES_MAX => Next::GiveUp,
             Setback::Misdirected(newer) if newer > known => Next::RefreshMap(newer),
             // A node that is behind us, or about to own what the map gives it, needs a moment.
-            _ => Next::Pause(RETRY_PAUSE * 2_u32.pow(self.made - 1)),
+            Setback::Misdirected(_) | Setback::Dropped if self.made == 1 => Next::Pause(RETRY_PAUSE),
+            _ => {
+                self.passed += 1;
+                Next::PassThrough(self.passed - 1)
+            }
         }
     }
+}
+
+/// Who may read a shard past its owner, in the order to ask: the highest first by rendezvous (Thaler, Ravishankar, "A
+/// name-based mapping scheme for rendezvous", 1996). All routers choose alike, so that readers of one key meet. The owner
+/// itself comes last: it may be alive, and only have lost its lease.
+#[must_use]
+pub fn bypass(map: &ShardMap, shard: ShardId) -> Vec<&Member> {
+    let owner = map.owner_of(shard).map(|owner| &owner.data);
+    let mut members: Vec<&Member> = map.members().iter().collect();
+    members.sort_by_cached_key(|member| {
+        let score = XxHash3_64::oneshot(format!("{shard} {}", member.node).as_bytes());
+        (Some(&member.data) == owner, std::cmp::Reverse((score, member.data.clone())))
+    });
+    members
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::epoch::Term;
+    use crate::id::NShards;
 
     fn epoch(seq: u64) -> Epoch {
         Epoch { term: Term { counter: 1, seed: 0 }, seq }
@@ -70,18 +99,44 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_is_behind_gets_a_moment() {
-        let next = Tries::default().handle_setback(epoch(2), Setback::Misdirected(epoch(1)));
-        assert_eq!(next, Next::Pause(RETRY_PAUSE));
+    fn a_node_that_is_behind_gets_a_moment_and_is_then_passed_by() {
+        let mut tries = Tries::default();
+        assert_eq!(tries.handle_setback(epoch(2), Setback::Misdirected(epoch(1))), Next::Pause(RETRY_PAUSE));
+        assert_eq!(tries.handle_setback(epoch(2), Setback::Misdirected(epoch(1))), Next::PassThrough(0));
     }
 
     #[test]
-    fn a_request_is_sent_three_times_at_most_whatever_happens() {
+    fn an_owner_that_cannot_be_reached_is_passed_by_at_once() {
+        for setback in [Setback::Unreachable, Setback::NoOwner] {
+            let mut tries = Tries::default();
+            assert_eq!(tries.handle_setback(epoch(1), setback), Next::PassThrough(0));
+            for place in 1..PASSES_MAX {
+                assert_eq!(tries.handle_setback(epoch(1), Setback::Unreachable), Next::PassThrough(place));
+            }
+            assert_eq!(tries.handle_setback(epoch(1), Setback::Unreachable), Next::GiveUp);
+        }
+    }
+
+    #[test]
+    fn a_request_is_given_up_in_the_end_whatever_happens() {
         for setback in [Setback::Unreachable, Setback::NoOwner, Setback::Dropped, Setback::Misdirected(epoch(9))] {
             let mut tries = Tries::default();
-            assert_ne!(tries.handle_setback(epoch(1), setback), Next::GiveUp);
-            assert_ne!(tries.handle_setback(epoch(1), setback), Next::GiveUp);
-            assert_eq!(tries.handle_setback(epoch(1), setback), Next::GiveUp);
+            let sent = (1..100).find(|_| tries.handle_setback(epoch(1), setback) == Next::GiveUp);
+            assert!(sent.is_some_and(|sent| sent <= 8), "{setback:?}: {sent:?}");
         }
+    }
+
+    #[test]
+    fn an_owner_is_passed_by_over_all_others_and_the_work_is_spread() {
+        let members = Member::parse_list("a=h:1,b=h:2,c=h:3,d=h:4").expect("four");
+        let map = ShardMap::assigned(epoch(1), NShards::DEFAULT, members).expect("a map");
+        let mut first = std::collections::BTreeMap::new();
+        for shard in NShards::DEFAULT.shards() {
+            let others = bypass(&map, shard);
+            assert_eq!(others.len(), 4);
+            assert_eq!(Some(others[3]), map.owner_of(shard));
+            *first.entry(others[0].node.clone()).or_insert(0) += 1;
+        }
+        assert!(first.values().all(|count| (200..320).contains(count)), "{first:?}");
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! A frame is its length as four bytes (what follows, little endian), one byte that names its kind, and the body.
 //! Numbers are little endian. A router opens a connection with [`Hello`]; the node answers [`Welcome`] or [`Refused`];
-//! then requests and answers flow, many at a time, each with the id that the router gave it. The golden frames in
-//! `tests/golden` hold the format.
+//! then requests and answers flow, many at a time, each with the id that the router gave it. A node opens a connection to
+//! a seed with [`Join`]; [`Control`] frames follow. The golden frames in `tests/golden` hold the format.
 
 mod answer;
 mod codec;
+mod control;
 mod request;
 
 use bytes::{Bytes, BytesMut};
@@ -15,6 +16,7 @@ pub use answer::{
     Answer, AnswerBody, Entry, Failure, FailureCode, FromNode, MapAnswer, Refused, RegionInfo, Served, Welcome,
 };
 pub use codec::Etag;
+pub use control::{CONTROL_FRAME_BYTES_MAX, Control, IDENTITY_BYTES_MAX, Join};
 pub use request::{Ask, Hello, Request, RequestBody, ToNode};
 
 /// Number of this protocol; a peer that speaks another one is refused.
@@ -86,6 +88,11 @@ impl FrameReader {
     #[must_use]
     pub fn new(frame_bytes_max: usize) -> Self {
         Self { buffer: BytesMut::new(), frame_bytes_max }
+    }
+
+    /// Accepts frames up to this length from now on.
+    pub const fn accept_up_to(&mut self, frame_bytes_max: usize) {
+        self.frame_bytes_max = frame_bytes_max;
     }
 
     /// Where the next bytes belong.

@@ -2,15 +2,15 @@
 
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
-use sharding::wire::{FrameReader, FromNode, ToNode, WireError};
+use sharding::wire::{Control, FrameReader, FromNode, ToNode, WireError};
 
 /// Bytes that look like frames often enough to reach every field: a known kind, then small numbers and noise.
 fn nearly_frames() -> impl Strategy<Value = Vec<u8>> {
-    let kind = prop_oneof![1_u8..=6, 64_u8..=73, any::<u8>()];
+    let kind = prop_oneof![1_u8..=7, 32_u8..=39, 64_u8..=73, any::<u8>()];
     let byte = prop_oneof![4 => Just(0_u8), 3 => 0_u8..4, 2 => b'a'..=b'z', 1 => any::<u8>()];
     (kind, proptest::collection::vec(byte, 0..120)).prop_map(|(kind, mut body)| {
         body.insert(0, kind);
-        if kind == 1 && body.len() > 5 {
+        if (kind == 1 || kind == 32) && body.len() > 5 {
             body[1..5].copy_from_slice(b"dcch");
         }
         body
@@ -27,7 +27,9 @@ proptest! {
         match ToNode::decode(frame.clone()) {
             // A greeting of another protocol may carry more than we know of.
             Ok(ToNode::Hello(hello)) if hello.protocol != sharding::wire::PROTOCOL => return Ok(()),
+            Ok(ToNode::Join(join)) if join.protocol != sharding::wire::PROTOCOL => return Ok(()),
             Ok(ToNode::Hello(hello)) => hello.encode(&mut out),
+            Ok(ToNode::Join(join)) => join.encode(&mut out),
             Ok(ToNode::Request(request)) => request.encode(&mut out),
             Err(_) => return Ok(()),
         }
@@ -46,6 +48,16 @@ proptest! {
         }
         // A node cuts its messages; a foreign one that is longer is still read.
         if out.len() == frame.len() + 4 {
+            prop_assert_eq!(out.freeze().slice(4..), frame);
+        }
+    }
+
+    #[test]
+    fn what_a_seed_decodes_a_node_would_have_written_so(frame in nearly_frames()) {
+        let frame = Bytes::from(frame);
+        let mut out = BytesMut::new();
+        if let Ok(control) = Control::decode(frame.clone()) {
+            control.encode(&mut out);
             prop_assert_eq!(out.freeze().slice(4..), frame);
         }
     }

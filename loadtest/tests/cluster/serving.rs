@@ -193,11 +193,11 @@ fn the_pages_about_the_cluster_agree_with_each_other() {
     assert_eq!(it.get(0, "/cache-data/42").status(), 200);
     let page = |pod, path: &str| -> Value { it.get(pod, path).json().expect("JSON") };
     let map = page(0, "/-/map");
-    assert_eq!((map["n_shards"].as_u64(), map["epoch"]["seq"].as_u64()), (Some(1024), Some(1)));
+    assert_eq!(map["n_shards"], 1024);
     for pod in 0..3 {
-        assert_eq!(page(pod, "/-/map"), map);
         let url = format!("{}/-/map", it.cluster.control(pod));
-        assert_eq!(it.client.get(url).send().expect("an answer").json::<Value>().expect("JSON"), map);
+        let of_node = || it.client.get(&url).send().expect("an answer").json::<Value>().expect("JSON");
+        eventually("all know the same map", || page(pod, "/-/map") == map && of_node() == map);
     }
     let mut owned = vec![0; 1024];
     let mut of_pod = Vec::new();

@@ -63,6 +63,7 @@ pub(super) fn cache_status(entry: &Entry) -> String {
         Served::Stale => "; hit; detail=stale",
         Served::Miss => "; fwd=miss",
         Served::Joined => "; fwd=miss; collapsed",
+        Served::PassedThrough => "; fwd=miss; detail=pass-through",
     });
     if entry.kept && matches!(entry.served, Served::Miss | Served::Joined) {
         text.push_str("; stored");
@@ -89,6 +90,7 @@ mod tests {
             (Served::Stale, true, -2_500, "distributed-cache; hit; detail=stale; ttl=-3"),
             (Served::Miss, true, 60_000, "distributed-cache; fwd=miss; stored; ttl=60"),
             (Served::Miss, false, 60_000, "distributed-cache; fwd=miss; ttl=60"),
+            (Served::PassedThrough, false, 60_000, "distributed-cache; fwd=miss; detail=pass-through; ttl=60"),
             (Served::Joined, true, 60_000, "distributed-cache; fwd=miss; collapsed; stored; ttl=60"),
         ] {
             assert_eq!(cache_status(&entry(served, kept, ttl_ms)), expected);

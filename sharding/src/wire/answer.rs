@@ -114,6 +114,8 @@ pub enum Served {
     Miss,
     /// The database, for an earlier request of the same key that this one joined.
     Joined,
+    /// The database, past an owner that cannot be reached.
+    PassedThrough,
 }
 
 /// Why there is no answer.
@@ -278,6 +280,7 @@ impl Entry {
             Served::Stale => 1,
             Served::Miss => 2,
             Served::Joined => 3,
+            Served::PassedThrough => 4,
         });
         out.put_u8(u8::from(self.kept));
         out.put_u32_le(millis(self.age));
@@ -291,6 +294,7 @@ impl Entry {
                 1 => Served::Stale,
                 2 => Served::Miss,
                 3 => Served::Joined,
+                4 => Served::PassedThrough,
                 _ => return Err(WireError::Field("source")),
             },
             kept: fields.bool()?,
@@ -325,16 +329,7 @@ impl FailureCode {
 
 impl MapAnswer {
     fn encode(&self, out: &mut BytesMut) {
-        put_epoch(out, self.map.epoch());
-        put_count(out, self.map.members().len());
-        for member in self.map.members() {
-            put_short(out, member.node.as_str().as_bytes());
-            put_short(out, member.data.as_bytes());
-        }
-        put_count(out, self.map.owners().len());
-        for owner in self.map.owners() {
-            out.put_u16_le(owner.unwrap_or(NOBODY));
-        }
+        encode_map(&self.map, out);
         put_count(out, self.regions.len());
         for region in &self.regions {
             put_short(out, region.name.as_str().as_bytes());
@@ -343,30 +338,50 @@ impl MapAnswer {
     }
 
     fn decode(fields: &mut Fields) -> Result<Self, WireError> {
-        let epoch = fields.epoch()?;
-        let member = |fields: &mut Fields| Ok(Member { node: node(fields)?, data: fields.text("address")? });
-        let members = many(fields, member)?;
-        let owners = many(fields, |fields| Ok(Some(fields.u16()?).filter(|&owner| owner != NOBODY)))?;
+        let map = Arc::new(decode_map(fields)?);
         let regions = many(fields, |fields| {
             let name = RegionName::parse(&fields.text("region name")?).map_err(|_| WireError::Field("region name"))?;
             Ok(RegionInfo { name, content_type: fields.text("content type")? })
         })?;
-        let map = ShardMap::new(epoch, members, owners).map_err(|_| WireError::Field("shard map"))?;
-        Ok(Self { map: Arc::new(map), regions })
+        Ok(Self { map, regions })
     }
 }
 
-fn put_count(out: &mut BytesMut, count: usize) {
+pub(super) fn encode_map(map: &ShardMap, out: &mut BytesMut) {
+    put_epoch(out, map.epoch());
+    put_count(out, map.members().len());
+    for member in map.members() {
+        put_short(out, member.node.as_str().as_bytes());
+        put_short(out, member.data.as_bytes());
+    }
+    put_count(out, map.owners().len());
+    for owner in map.owners() {
+        out.put_u16_le(owner.unwrap_or(NOBODY));
+    }
+}
+
+pub(super) fn decode_map(fields: &mut Fields) -> Result<ShardMap, WireError> {
+    let epoch = fields.epoch()?;
+    let member = |fields: &mut Fields| Ok(Member { node: node(fields)?, data: fields.text("address")? });
+    let members = many(fields, member)?;
+    let owners = many(fields, |fields| Ok(Some(fields.u16()?).filter(|&owner| owner != NOBODY)))?;
+    ShardMap::new(epoch, members, owners).map_err(|_| WireError::Field("shard map"))
+}
+
+pub(super) fn put_count(out: &mut BytesMut, count: usize) {
     out.put_u16_le(u16::try_from(count).expect("members, shards and regions are bounded below 65,536"));
 }
 
 /// A count, then so many of them. Grows as they come: the count alone allocates nothing.
-fn many<T>(fields: &mut Fields, one: impl Fn(&mut Fields) -> Result<T, WireError>) -> Result<Vec<T>, WireError> {
+pub(super) fn many<T>(
+    fields: &mut Fields,
+    one: impl Fn(&mut Fields) -> Result<T, WireError>,
+) -> Result<Vec<T>, WireError> {
     let count = fields.u16()?;
     (0..count).map(|_| one(fields)).collect()
 }
 
-fn node(fields: &mut Fields) -> Result<NodeId, WireError> {
+pub(super) fn node(fields: &mut Fields) -> Result<NodeId, WireError> {
     NodeId::parse(&fields.text("node name")?).map_err(|_| WireError::Field("node name"))
 }
 

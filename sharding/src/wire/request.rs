@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::codec::{Fields, frame, put_epoch, put_short};
+use super::control::{JOIN, Join};
 use super::{MAGIC, PROTOCOL, WireError};
 use crate::epoch::Epoch;
 use crate::id::{KEY_BYTES_MAX, REGION_NAME_BYTES_MAX, ShardId};
@@ -14,12 +15,15 @@ const GET: u8 = 2;
 const EXPLAIN: u8 = 3;
 const GET_MAP: u8 = 4;
 const DESCRIBE: u8 = 5;
+const PASS_THROUGH: u8 = 6;
 
 /// Any frame to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToNode {
     /// The first.
     Hello(Hello),
+    /// The first of another node, when this one is a seed.
+    Join(Join),
     /// All others.
     Request(Request),
 }
@@ -66,6 +70,8 @@ pub enum RequestBody {
     Get(Ask),
     /// What the node knows of a key, as JSON.
     Explain(Ask),
+    /// The value of a key whose owner cannot be reached: to be read from the database, and not to be kept.
+    PassThrough(Ask),
     /// The shard map and the regions.
     GetMap,
     /// What the node says of itself, as JSON.
@@ -93,6 +99,7 @@ impl Request {
         match &self.body {
             RequestBody::Get(ask) => frame(out, GET, |out| ask.encode(self.id, out)),
             RequestBody::Explain(ask) => frame(out, EXPLAIN, |out| ask.encode(self.id, out)),
+            RequestBody::PassThrough(ask) => frame(out, PASS_THROUGH, |out| ask.encode(self.id, out)),
             RequestBody::GetMap => frame(out, GET_MAP, |out| out.put_u32_le(self.id)),
             RequestBody::Describe => frame(out, DESCRIBE, |out| out.put_u32_le(self.id)),
         }
@@ -145,7 +152,10 @@ impl ToNode {
             }
             return Ok(Self::Hello(hello));
         }
-        if !(GET..=DESCRIBE).contains(&fields.kind()) {
+        if fields.kind() == JOIN {
+            return Join::decode(fields).map(Self::Join);
+        }
+        if !(GET..=PASS_THROUGH).contains(&fields.kind()) {
             return Err(WireError::Kind(fields.kind()));
         }
         let id = fields.u32()?;
@@ -153,7 +163,8 @@ impl ToNode {
             GET => RequestBody::Get(Ask::decode(&mut fields)?),
             EXPLAIN => RequestBody::Explain(Ask::decode(&mut fields)?),
             GET_MAP => RequestBody::GetMap,
-            _ => RequestBody::Describe,
+            DESCRIBE => RequestBody::Describe,
+            _ => RequestBody::PassThrough(Ask::decode(&mut fields)?),
         };
         fields.end()?;
         Ok(Self::Request(Request { id, body }))

@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use sharding::acceptor::{Ballot, Vote};
 use sharding::epoch::{Epoch, Term};
 use sharding::id::{NodeId, RegionName, ShardId};
 use sharding::map::{Member, ShardMap};
+use sharding::membership::{Grant, Greeting, Incarnation, Renew, Reply, Tenure};
+use sharding::proposer::Proposal;
 use sharding::wire::{
-    Answer, AnswerBody, Ask, Entry, Etag, Failure, FailureCode, FromNode, Hello, MapAnswer, Refused, RegionInfo,
-    Request, RequestBody, Served, ToNode, Welcome,
+    Answer, AnswerBody, Ask, Control, Entry, Etag, Failure, FailureCode, FromNode, Hello, Join, MapAnswer, Refused,
+    RegionInfo, Request, RequestBody, Served, ToNode, Welcome,
 };
 
 const EPOCH: Epoch = Epoch { term: Term { counter: 0x0102_0304_0506_0708, seed: 9 }, seq: 10 };
@@ -25,6 +28,7 @@ fn to_node(frame: &ToNode, hex: &str) {
     let mut out = BytesMut::new();
     match frame {
         ToNode::Hello(hello) => hello.encode(&mut out),
+        ToNode::Join(join) => join.encode(&mut out),
         ToNode::Request(request) => request.encode(&mut out),
     }
     assert_eq!(out, bytes(hex), "{frame:?}");
@@ -90,4 +94,54 @@ fn what_a_node_sends() {
     let map = AnswerBody::Map(Box::new(MapAnswer { map: Arc::new(map), regions }));
     let map_hex = format!("07000000 {EPOCH_HEX} 0100 0200 6e30 0300 683a31 0200 0000 ffff 0100 0100 72 0100 74");
     from_node(&answer(map), &format!("30000000 47 {map_hex}"));
+}
+
+#[test]
+fn nodes_and_seeds() {
+    let ballot = Ballot { counter: 0x0102_0304_0506_0708, seed: 9, life: 11 };
+    let other = Ballot { counter: 1, seed: 2, life: 3 };
+    let (ballot_hex, other_hex) = ("0807060504030201 0900 0b00000000000000", "0100000000000000 0200 0300000000000000");
+    let control = |control: Control, hex: &str| {
+        let mut out = BytesMut::new();
+        control.encode(&mut out);
+        assert_eq!(out, bytes(hex), "{control:?}");
+        assert_eq!(Control::decode(bytes(hex).slice(4..)), Ok(control));
+    };
+    to_node(&ToNode::Join(Join::cluster(7)), "0f000000 20 64636368 0100 0700000000000000");
+    for (phase, proposal) in
+        ["00", "01", "02"].iter().zip([Proposal::Prepare(ballot), Proposal::Propose(ballot), Proposal::Resign(ballot)])
+    {
+        control(Control::Proposal(proposal), &format!("14000000 21 {phase} {ballot_hex}"));
+    }
+    control(Control::Vote(Vote::Promise { ballot, held: None }), &format!("14000000 22 00 {ballot_hex}"));
+    let held = Some(other);
+    control(Control::Vote(Vote::Promise { ballot, held }), &format!("26000000 22 01 {ballot_hex} {other_hex}"));
+    control(Control::Vote(Vote::Accept { ballot }), &format!("14000000 22 02 {ballot_hex}"));
+    let refuse = Vote::Refuse { ballot, promised: other };
+    control(Control::Vote(refuse), &format!("26000000 22 03 {ballot_hex} {other_hex}"));
+
+    let tenure = |shard| Tenure { shard: ShardId(shard), since: EPOCH };
+    let greeting = Greeting { term: EPOCH.term, nonce: 5 };
+    let renew = Renew {
+        member: Member { node: NodeId::parse("a").expect("a name"), data: "h:1".to_owned() },
+        incarnation: Incarnation(1),
+        identity: "u".to_owned(),
+        request: 2,
+        granted: 1,
+        seen: EPOCH,
+        map: EPOCH,
+        greeting: Some(greeting),
+        held: vec![tenure(3), tenure(4), tenure(6)],
+        is_leaving: false,
+    };
+    let runs = format!("0200 0300 0400 {EPOCH_HEX} 0600 0600 {EPOCH_HEX}");
+    let head = "0100 61 0300 683a31 0100000000000000 0100 75 0200000000000000 0100000000000000";
+    let greeting_hex = "0807060504030201 0900 0500000000000000";
+    control(Control::Renew(renew), &format!("8a000000 23 {head} {EPOCH_HEX} {EPOCH_HEX} 01 {greeting_hex} {runs} 00"));
+    let hello = Reply::Hello { incarnation: Incarnation(1), greeting };
+    control(Control::Reply(hello), &format!("1b000000 24 0100000000000000 {greeting_hex}"));
+    let grant = Grant { incarnation: Incarnation(1), request: 2, epoch: EPOCH, shards: vec![tenure(3)], map: None };
+    let hex = format!("3c000000 25 0100000000000000 0200000000000000 {EPOCH_HEX} 0100 0300 0300 {EPOCH_HEX} 00");
+    control(Control::Reply(Reply::Grant(grant)), &hex);
+    control(Control::Reply(Reply::Goodbye { incarnation: Incarnation(1) }), "09000000 26 0100000000000000");
 }

@@ -33,7 +33,7 @@ pub(crate) enum Message {
 
 #[derive(Clone, Debug)]
 enum What {
-    Deliver { from: usize, message: Message },
+    Deliver { from: usize, message: Box<Message> },
     Wake,
 }
 
@@ -266,7 +266,7 @@ impl World {
 
     pub(crate) fn send(&mut self, from: usize, to: usize, message: Message) {
         if from == to {
-            self.push(self.real, to, What::Deliver { from, message });
+            self.push(self.real, to, What::Deliver { from, message: Box::new(message) });
             return;
         }
         if self.cut.contains(&(from, to)) || self.chance.u32(..1000) < self.weather.loss {
@@ -276,7 +276,11 @@ impl World {
         for _ in 0..copies {
             let is_slow = self.chance.u32(..1000) < self.weather.slow;
             let delay = if is_slow { self.chance.u64(1_000..4_000_000) } else { self.chance.u64(50..4_000) };
-            self.push(self.real + Duration::from_micros(delay), to, What::Deliver { from, message: message.clone() });
+            self.push(
+                self.real + Duration::from_micros(delay),
+                to,
+                What::Deliver { from, message: Box::new(message.clone()) },
+            );
         }
     }
 
@@ -293,10 +297,10 @@ impl World {
             }
             match event.what {
                 What::Deliver { from, message } if !self.is_running(node) => {
-                    self.machines[node].backlog.push((from, message));
+                    self.machines[node].backlog.push((from, *message));
                     continue;
                 }
-                What::Deliver { from, message } => self.deliver(node, from, message),
+                What::Deliver { from, message } => self.deliver(node, from, *message),
                 What::Wake if !self.is_running(node) => continue,
                 What::Wake => {
                     for (from, message) in std::mem::take(&mut self.machines[node].backlog) {
