@@ -46,6 +46,8 @@ struct Owner {
     nonce: u64,
     /// The last request that was answered.
     request: u64,
+    /// The epoch up to which it has acted on its grants.
+    seen: Epoch,
     /// Its lease has run out by then, whatever it was granted.
     bound: Duration,
     is_leaving: bool,
@@ -146,6 +148,7 @@ impl Coordinator {
             return Ok(None);
         }
         owner.request = renew.request;
+        owner.seen = renew.seen;
         self.needs_plan |= renew.is_leaving && !owner.is_leaving;
         owner.is_leaving |= renew.is_leaving;
         self.release(renew);
@@ -207,6 +210,7 @@ impl Coordinator {
             identity: renew.identity.clone(),
             nonce,
             request: 0,
+            seen: Epoch::default(),
             // It may hold a lease of the term before.
             bound: now.boot + self.times.bound(self.times.lease),
             is_leaving: false,
@@ -327,13 +331,15 @@ impl Coordinator {
             }
         }
         let owns_nothing = self.seats.iter().all(|seat| seat.owner().is_none_or(|(by, _)| by != incarnation));
+        // Whoever leaves may be the coordinator's own node: it stays until the others have what it gave away.
+        let epoch = self.map.epoch();
+        let all_have = self.owners.values().all(|owner| owner.is_leaving || owner.seen >= epoch);
         let owner = self.owners.get_mut(&incarnation).expect("who is answered is an owner");
-        if owner.is_leaving && owns_nothing && renew.held.is_empty() {
+        if owner.is_leaving && owns_nothing && renew.held.is_empty() && all_have {
             self.remove(incarnation);
             return Reply::Goodbye { incarnation };
         }
         owner.bound = now.boot + self.times.bound(self.times.lease);
-        let epoch = self.map.epoch();
         // While it learns who owns what, the last map of the term before is the better one.
         let is_settled = self.adopts_until <= now.boot || self.seats.iter().all(|seat| seat.owner().is_some());
         let map = (is_settled && renew.map < epoch).then(|| Arc::clone(&self.map));

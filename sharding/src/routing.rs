@@ -8,7 +8,7 @@ use crate::epoch::Epoch;
 use crate::id::ShardId;
 use crate::map::{Member, ShardMap};
 
-/// Most times that one request is sent to an owner.
+/// Most times that one request is sent to an owner; after that the owner is passed by.
 pub const TRIES_MAX: u32 = 3;
 /// Most nodes that are asked to read past the owner.
 pub const PASSES_MAX: usize = 5;
@@ -56,8 +56,7 @@ impl Tries {
         }
         match setback {
             _ if self.passed >= PASSES_MAX => Next::GiveUp,
-            Setback::Misdirected(_) | Setback::Dropped if self.made >= TRIES_MAX => Next::GiveUp,
-            Setback::Misdirected(newer) if newer > known => Next::RefreshMap(newer),
+            Setback::Misdirected(newer) if newer > known && self.made < TRIES_MAX => Next::RefreshMap(newer),
             // A node that is behind us, or about to own what the map gives it, needs a moment.
             Setback::Misdirected(_) | Setback::Dropped if self.made == 1 => Next::Pause(RETRY_PAUSE),
             _ => {

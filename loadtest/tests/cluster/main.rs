@@ -3,6 +3,7 @@
 mod bad_input;
 mod database;
 mod docs;
+mod faults;
 mod frames;
 mod load;
 mod local_cluster;
