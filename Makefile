@@ -1,5 +1,5 @@
 # Every door of the project. `make verify` checks and never writes; `make fix` writes; .ci/run calls only `make test`.
-.PHONY: run test verify advisories fix load tools
+.PHONY: run test sim faults verify advisories fix load tools
 
 CARGO ?= cargo
 
@@ -11,6 +11,18 @@ run: tools
 # Every test: units, properties, frames, and whole clusters of real processes.
 test: tools
 	$(CARGO) test --locked
+
+# More simulated runs of the protocol than the tests make, or one run exactly: make sim RUNS=1 SEED=42
+RUNS ?= 10000
+SEED ?= 1
+sim: tools
+	SIMULATION_RUNS=$(RUNS) SIMULATION_SEED=$(SEED) $(CARGO) test --locked -p sharding --test simulation -- --nocapture
+
+# Processes that die under load, more often than in the tests: make faults FAULTS=20
+FAULTS ?= 20
+faults: tools
+	$(CARGO) build --workspace --locked
+	FAULT_RUNS=$(FAULTS) $(CARGO) test --locked -p loadtest --test cluster faults -- --nocapture --test-threads 1
 
 # Format, lints, documentation, and what comes in as a dependency.
 verify: tools
