@@ -69,6 +69,8 @@ pub(crate) struct Membership {
     /// The way back to each node that has asked.
     nodes: HashMap<Incarnation, mpsc::Sender<Control>>,
     n_owned: usize,
+    /// Tenures that have begun: the last one's number.
+    n_tenures: u64,
 }
 
 impl Membership {
@@ -84,7 +86,7 @@ impl Membership {
         let links = (0..).zip(&place.seeds).map(link).collect();
         let ownership = Ownership::new(now, place.identity, node.n_shards, times);
         let (ordinal, nodes) = (place.ordinal, HashMap::new());
-        Self { node, lanes, me: life, ordinal, ownership, seed, links, nodes, n_owned: 0 }
+        Self { node, lanes, me: life, ordinal, ownership, seed, links, nodes, n_owned: 0, n_tenures: 0 }
     }
 
     /// Takes part until it has left, after it was asked to. Ends with a seed's lease given back.
@@ -195,8 +197,15 @@ impl Membership {
                 self.node.publish(map);
             }
             Effect::Lease(lease) => self.node.set_lease(lease),
-            Effect::Serve { shard, since } => lane_of(shard).do_send(Serve { shard, since }),
-            Effect::Release { shard } => lane_of(shard).do_send(Release { shard }),
+            Effect::Serve { shard, since } => {
+                self.n_tenures += 1;
+                self.node.set_tenure(shard, self.n_tenures);
+                lane_of(shard).do_send(Serve { shard, since, tenure: self.n_tenures });
+            }
+            Effect::Release { shard } => {
+                self.node.set_tenure(shard, 0);
+                lane_of(shard).do_send(Release { shard });
+            }
             Effect::Left => {
                 log::info!("left: nothing is owned any more");
                 if let Some(seed) = &mut self.seed {

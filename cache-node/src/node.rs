@@ -1,7 +1,7 @@
 //! What all threads of a node share: who it is, what it serves, and whether it is ready.
 
 use std::num::NonZeroU16;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 use sharding::epoch::Epoch;
-use sharding::id::{NShards, NodeId};
+use sharding::id::{NShards, NodeId, ShardId};
 use sharding::map::ShardMap;
 use sharding::times::Lease;
 use sharding::wire::AnswerBody;
@@ -45,6 +45,9 @@ pub(crate) struct Node {
     map: RwLock<Option<Arc<ShardMap>>>,
     /// What is served is served under this one.
     lease: ArcSwapOption<Lease>,
+    /// For each shard the tenure under which it is served; 0: not at all. Always set before the lease that goes with it: a
+    /// lane may hear of both later than a request, and must not serve what it no longer has under a lease that is new.
+    tenures: Box<[AtomicU64]>,
     n_owned: AtomicUsize,
     /// On a seed: whether its vote counts. Elsewhere always.
     votes: AtomicBool,
@@ -92,6 +95,7 @@ impl Node {
             stage: watch::Sender::new(Stage::Serving),
             map: RwLock::new(None),
             lease: ArcSwapOption::empty(),
+            tenures: config.n_shards.shards().map(|_| AtomicU64::new(0)).collect(),
             n_owned: AtomicUsize::new(0),
             votes: AtomicBool::new(!is_seed),
             coordinates: AtomicBool::new(false),
@@ -127,8 +131,19 @@ impl Node {
     }
 
     /// Whether this node may act as an owner at this moment.
-    pub(crate) fn holds_lease(&self) -> bool {
+    fn holds_lease(&self) -> bool {
         self.lease.load().as_ref().is_some_and(|lease| lease.holds(clock::now()))
+    }
+
+    /// Whether it may act as the owner of a shard under this tenure at this moment.
+    pub(crate) fn owns(&self, shard: ShardId, tenure: u64) -> bool {
+        // First the lease: a tenure that ended with it is then seen to have.
+        self.holds_lease() && self.tenures[shard.index()].load(Ordering::Acquire) == tenure
+    }
+
+    /// Requires: called before the lease that goes with it is set.
+    pub(crate) fn set_tenure(&self, shard: ShardId, tenure: u64) {
+        self.tenures[shard.index()].store(tenure, Ordering::Release);
     }
 
     /// What is left of the lease.

@@ -91,6 +91,8 @@ pub(crate) struct Shard {
     id: ShardId,
     since: Epoch,
     role: Role,
+    /// Under which it serves: a number that this node gives only once.
+    tenure: u64,
     node: Arc<Node>,
     entries: Vec<Entries>,
     flights: Flights<Reply>,
@@ -103,18 +105,19 @@ impl Shard {
         id: ShardId,
         since: Epoch,
         role: Role,
+        tenure: u64,
         node: Arc<Node>,
         n_owned: usize,
         supervisor: Addr<ShardRegion>,
     ) -> Self {
         let part = |region: &Region| Entries::new(region.shard_bytes(n_owned), region.metrics.entries.clone());
         let entries = node.regions.iter().map(part).collect();
-        Self { id, since, role, node, entries, flights: Flights::new(), supervisor }
+        Self { id, since, role, tenure, node, entries, flights: Flights::new(), supervisor }
     }
 
     /// Whether it may act as the owner at this moment.
     fn owns(&self) -> bool {
-        self.role == Role::Owner && self.node.holds_lease()
+        self.role == Role::Owner && self.node.owns(self.id, self.tenure)
     }
 
     /// Reads a key past its owner.

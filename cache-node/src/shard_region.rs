@@ -75,8 +75,8 @@ impl Lane {
 /// Supervises the shards of one lane.
 pub(crate) struct ShardRegion {
     lane: Rc<Lane>,
-    /// For each shard that is served here, since when.
-    since: Vec<Option<Epoch>>,
+    /// For each shard that is served here, since when and under which tenure.
+    since: Vec<Option<(Epoch, u64)>>,
     n_owned: usize,
     /// Where the sweep goes on.
     next_swept: usize,
@@ -88,6 +88,8 @@ pub(crate) struct ShardRegion {
 pub(crate) struct Serve {
     pub(crate) shard: ShardId,
     pub(crate) since: Epoch,
+    /// See [`Node::owns`].
+    pub(crate) tenure: u64,
 }
 
 /// Serve a shard no more.
@@ -133,9 +135,9 @@ impl ShardRegion {
         Self { lane: Rc::new(lane), since: Vec::new(), n_owned: 0, next_swept: 0 }
     }
 
-    fn start_shard(&self, shard: ShardId, since: Epoch, me: Addr<Self>) {
+    fn start_shard(&self, shard: ShardId, (since, tenure): (Epoch, u64), me: Addr<Self>) {
         let node = Arc::clone(&self.lane.node);
-        let address = Shard::new(shard, since, Role::Owner, node, self.n_owned, me).start();
+        let address = Shard::new(shard, since, Role::Owner, tenure, node, self.n_owned, me).start();
         let mut shards = self.lane.shards.borrow_mut();
         if shards.len() <= shard.index() {
             shards.resize(shard.index() + 1, None);
@@ -145,7 +147,7 @@ impl ShardRegion {
 
     fn start_pass_through(&self, me: Addr<Self>) {
         let node = Arc::clone(&self.lane.node);
-        let address = Shard::new(PASS_THROUGH, Epoch::default(), Role::PassThrough, node, usize::MAX, me).start();
+        let address = Shard::new(PASS_THROUGH, Epoch::default(), Role::PassThrough, 0, node, usize::MAX, me).start();
         *self.lane.pass_through.borrow_mut() = Some(address);
     }
 
@@ -192,12 +194,12 @@ impl Handler<Resize> for ShardRegion {
 impl Handler<Serve> for ShardRegion {
     type Result = ();
 
-    fn handle(&mut self, Serve { shard, since }: Serve, ctx: &mut Context<Self>) {
-        self.start_shard(shard, since, ctx.address());
+    fn handle(&mut self, Serve { shard, since, tenure }: Serve, ctx: &mut Context<Self>) {
+        self.start_shard(shard, (since, tenure), ctx.address());
         if self.since.len() <= shard.index() {
             self.since.resize(shard.index() + 1, None);
         }
-        self.since[shard.index()] = Some(since);
+        self.since[shard.index()] = Some((since, tenure));
         self.lane.node.serving.inc();
     }
 }
@@ -225,12 +227,10 @@ impl Handler<ShardDied> for ShardRegion {
             self.start_pass_through(ctx.address());
             return;
         }
-        if self.since[shard.index()] != Some(since) {
-            return;
-        }
+        let Some(served) = self.since[shard.index()].filter(|served| served.0 == since) else { return };
         log::error!(shard = shard.0; "a shard's actor panicked and is started again, empty");
         self.lane.node.metrics.shards_restarted.inc();
-        self.start_shard(shard, since, ctx.address());
+        self.start_shard(shard, served, ctx.address());
     }
 }
 

@@ -29,6 +29,8 @@ const LOG_LINES_SHOWN: usize = 5;
 pub struct Options {
     /// Pods, at least one.
     pub pods: usize,
+    /// How many of them are seeds; `None`: the largest of 1, 3 and 5 that there are pods for.
+    pub seeds: Option<usize>,
     /// Port of the first router, the next ones follow; 0: free ports.
     pub port: u16,
     /// The configuration of databases and regions.
@@ -52,6 +54,7 @@ impl Options {
     pub fn new(config: impl Into<PathBuf>, data_dir: impl Into<PathBuf>) -> Self {
         Self {
             pods: 3,
+            seeds: None,
             port: 0,
             config: config.into(),
             data_dir: data_dir.into(),
@@ -319,8 +322,8 @@ fn addresses(options: &Options) -> Result<Vec<Pod>, ClusterError> {
 /// Node and router of each pod, in this order.
 fn specs(options: &Options, pods: &[Pod], logs: &Path) -> Result<Vec<Spec>, ClusterError> {
     let (node_program, router_program) = (program("cache-node")?, program("router-sidecar")?);
-    // The largest of 1, 3 and 5 that there are pods for; the others join.
-    let n_seeds = [5, 3, 1].into_iter().find(|n| *n <= pods.len()).unwrap_or_default();
+    let largest = [5, 3, 1].into_iter().find(|n| *n <= pods.len()).unwrap_or_default();
+    let n_seeds = options.seeds.unwrap_or(largest);
     let seeds = pods.iter().enumerate().take(n_seeds).map(|(i, pod)| format!("pod-{i}={}", pod.data));
     let seeds: Vec<String> = seeds.collect();
     let seeds = seeds.join(",");

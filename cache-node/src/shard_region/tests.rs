@@ -73,7 +73,8 @@ impl Scene {
         node.publish(Arc::new(map));
         node.set_lease(Lease::new(clock::now(), LEASE, &Times::default()));
         for shard in config.n_shards.shards() {
-            lanes[usize::from(shard.lane(node.n_lanes))].do_send(Serve { shard, since: epoch });
+            node.set_tenure(shard, 1);
+            lanes[usize::from(shard.lane(node.n_lanes))].do_send(Serve { shard, since: epoch, tenure: 1 });
         }
         Self { node, lanes, outbox: Arc::default(), _dir: dir }
     }
@@ -155,7 +156,7 @@ async fn a_shard_that_panics_answers_its_waiters_and_is_started_again_empty() {
 
     let victim = scene.shard("1");
     scene.lane_of("1").do_send(Release { shard: victim });
-    scene.lane_of("1").do_send(Serve { shard: victim, since: Epoch::default() });
+    scene.lane_of("1").do_send(Serve { shard: victim, since: Epoch::default(), tenure: 1 });
     scene.send(scene.lane_of("1"), 2, "1");
     scene.lane_of("1").do_send(Panic(victim));
     let AnswerBody::Failed(Failure { code, .. }) = scene.answer().await else { panic!("the waiter was not told") };

@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use bytes::BytesMut;
 use loadtest::cluster::{Role, Signal};
+use sharding::epoch::Epoch;
+use sharding::hash::shard_of;
+use sharding::id::{NShards, RegionName};
+use sharding::wire::{ANSWER_FRAME_BYTES_MAX, AnswerBody, Ask, FrameReader, FromNode, Hello, Request, RequestBody};
 
 use super::*;
 
@@ -141,4 +146,138 @@ fn a_node_that_drains_under_load_fails_no_read() {
 #[test]
 fn a_coordinator_that_drains_under_load_fails_no_read() {
     end_under_load("SIGTERM of the coordinator", Signal::SIGTERM, |pod, leader| pod == leader);
+}
+
+/// For each shard of the map its owner's name.
+fn owners(map: &serde_json::Value) -> BTreeMap<u64, String> {
+    let mut owners = BTreeMap::new();
+    for (owner, ranges) in map["owners"].as_object().expect("owners") {
+        for range in ranges.as_array().expect("ranges") {
+            let shards = range[0].as_u64().expect("a shard")..=range[1].as_u64().expect("a shard");
+            owners.extend(shards.map(|shard| (shard, owner.clone())));
+        }
+    }
+    owners
+}
+
+fn n_moved(before: &BTreeMap<u64, String>, after: &BTreeMap<u64, String>) -> usize {
+    before.iter().filter(|(shard, owner)| after.get(shard) != Some(owner)).count()
+}
+
+/// Waits until so many nodes share all shards evenly; gives who owns what then.
+fn settled(it: &Running, n_nodes: usize) -> BTreeMap<u64, String> {
+    let mut found = BTreeMap::new();
+    eventually("the shards are shared evenly", || {
+        found = owners(&map(it, 0));
+        let mut counts = BTreeMap::<&String, usize>::new();
+        found.values().for_each(|owner| *counts.entry(owner).or_default() += 1);
+        let share = 1024 / n_nodes;
+        found.len() == 1024
+            && counts.len() == n_nodes
+            && counts.values().all(|count| (share..=share + 1).contains(count))
+    });
+    found
+}
+
+#[test]
+fn nodes_come_and_go_under_load_and_no_more_moves_than_must() {
+    let mut scene = Scene::demo(KEYS);
+    scene.options.pods = 5;
+    scene.options.seeds = Some(3);
+    let it = scene.start();
+    settled(&it, 5);
+    let leave = |pod| {
+        assert!(it.cluster.signal(Role::Node, pod, Signal::SIGTERM));
+        let status = it.cluster.wait_ended(Role::Node, pod, PATIENCE).expect("it leaves");
+        assert!(status.success(), "{status}");
+    };
+    [3, 4].into_iter().for_each(leave);
+    let of_three = settled(&it, 3);
+
+    let seen = Seen::default();
+    let (of_five, of_three_again) = std::thread::scope(|scope| {
+        (0..CLIENTS).for_each(|_| {
+            scope.spawn(|| read(&it, &[0, 1, 2], &seen));
+        });
+        eventually("the clients read", || seen.reads.load(Ordering::Relaxed) > 1000);
+        for pod in [3, 4] {
+            it.cluster.start_again(Role::Node, pod).expect("starts");
+        }
+        let of_five = settled(&it, 5);
+        [3, 4].into_iter().for_each(leave);
+        let of_three_again = settled(&it, 3);
+        seen.ends.store(true, Ordering::Relaxed);
+        (of_five, of_three_again)
+    });
+    let errors = seen.errors.into_inner().expect("no panic under it");
+    // The new two get their shares, and give them back; nothing else has to move.
+    let newcomers = of_five.values().filter(|owner| ["pod-3", "pod-4"].contains(&owner.as_str())).count();
+    let (joined, left) = (n_moved(&of_three, &of_five), n_moved(&of_five, &of_three_again));
+    println!("3 -> 5 nodes: {joined} of 1024 shards moved, {newcomers} must; 5 -> 3: {left}; errors {errors:?}");
+    assert!(errors.is_empty(), "{errors:?}");
+    // They may come one after the other: then the first hands some of its share to the second.
+    let first_hands_over = 1024_usize.div_ceil(4) - 1024 / 5;
+    assert!(joined <= newcomers + first_hands_over && left <= newcomers + first_hands_over, "{joined} {left}");
+}
+
+/// Asks a node's data port for a key, and does not wait for the answer.
+fn ask_directly(it: &Running, pod: usize, key: &str) -> TcpStream {
+    let region = RegionName::parse("cache-data").expect("a name");
+    let shard = shard_of(&region, key.as_bytes(), NShards::DEFAULT);
+    let ask = Ask {
+        deadline: PATIENCE,
+        epoch: Epoch::default(),
+        shard,
+        region: bytes::Bytes::from_static(b"cache-data"),
+        key: bytes::Bytes::copy_from_slice(key.as_bytes()),
+    };
+    let mut out = BytesMut::new();
+    Hello::to_lane(0).encode(&mut out);
+    Request { id: 1, body: RequestBody::Get(ask) }.encode(&mut out);
+    let mut stream = TcpStream::connect(it.cluster.data_address(pod)).expect("connects");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.write_all(&out).expect("sent");
+    stream
+}
+
+fn answer(stream: &mut TcpStream) -> AnswerBody {
+    let mut reader = FrameReader::new(ANSWER_FRAME_BYTES_MAX);
+    let mut chunk = [0; 4096];
+    loop {
+        while let Some(frame) = reader.next_frame().expect("a frame") {
+            if let FromNode::Answer(answer) = FromNode::decode(frame).expect("a frame of ours") {
+                return answer.body;
+            }
+        }
+        let len = stream.read(&mut chunk).expect("an answer");
+        assert_ne!(len, 0, "closed without an answer");
+        reader.space().extend_from_slice(&chunk[..len]);
+    }
+}
+
+#[test]
+fn a_node_that_stood_still_serves_nothing_from_memory() {
+    let it = Scene::demo(KEYS).start();
+    let mut anew = 0;
+    for run in 1..=runs() {
+        let victim = (0..3).find(|pod| *pod != coordinator(&it)).expect("one of three");
+        let key = it.key_of(victim, "cache-data", |i| i.to_string());
+        assert!(matches!(answer(&mut ask_directly(&it, victim, &key)), AnswerBody::Value { .. }));
+        assert!(it.cluster.signal(Role::Node, victim, Signal::SIGSTOP));
+        let mut waiting: Vec<TcpStream> = (0..20).map(|_| ask_directly(&it, victim, &key)).collect();
+        eventually("its shards have other owners", || is_whole_without(&map(&it, (victim + 1) % 3), victim));
+        let goes_on = Instant::now();
+        assert!(it.cluster.signal(Role::Node, victim, Signal::SIGCONT));
+        for stream in &mut waiting {
+            match answer(stream) {
+                AnswerBody::Misdirected { .. } => {}
+                // It owns the shard again already, and has loaded the key anew.
+                AnswerBody::Value { entry, .. } if entry.age <= goes_on.elapsed() => anew += 1,
+                answer => panic!("run {run}: {answer:?}"),
+            }
+        }
+        it.cluster.wait_ready(PATIENCE).expect("it joins again");
+        settled(&it, 3);
+    }
+    println!("{} runs: no answer from memory after a standstill, {anew} values loaded anew", runs());
 }
