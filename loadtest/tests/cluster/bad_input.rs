@@ -53,6 +53,20 @@ fn what_is_no_http_is_refused_and_the_router_goes_on() {
 }
 
 #[test]
+fn a_body_that_does_not_end_is_answered_all_the_same() {
+    let mut scene = Scene::new("");
+    scene.options.router_args = vec!["--request-timeout".to_owned(), "300ms".to_owned()];
+    let it = scene.start();
+    let mut stream = TcpStream::connect(it.cluster.http_address(0)).expect("connects");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.write_all(b"POST /things HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{").expect("sent");
+    let mut answer = [0; 1024];
+    let len = stream.read(&mut answer).expect("an answer");
+    let answer = String::from_utf8_lossy(&answer[..len]);
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("body-too-slow"), "{answer}");
+}
+
+#[test]
 fn a_bad_body_is_named() {
     let it = Scene::new("").start();
     let ask = |body: String| {

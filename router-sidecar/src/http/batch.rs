@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sharding::id::KEY_BYTES_MAX;
 use sharding::wire::{AnswerBody, RegionInfo};
+use tokio::time::timeout;
 
 use super::HttpState;
 use super::error::Problem;
@@ -67,7 +68,9 @@ pub(super) async fn post(
     state: &HttpState,
     region: &RegionInfo,
 ) -> Result<HttpResponse, Problem> {
-    let body = payload.to_bytes_limited(state.body_bytes_max).await;
+    let wait = state.forwarder.request_timeout;
+    let body = timeout(wait, payload.to_bytes_limited(state.body_bytes_max)).await;
+    let body = body.map_err(|_| Problem::body_too_slow(wait))?;
     let body = body.map_err(|_| Problem::body_too_long(state.body_bytes_max))?;
     let body = body.map_err(|error| Problem::bad_body(error.to_string()))?;
     let Wanted { keys } = serde_json::from_slice(&body)

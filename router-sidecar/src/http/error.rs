@@ -82,6 +82,11 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-long", "Body too long", detail)
     }
 
+    pub(super) fn body_too_slow(wait: Duration) -> Self {
+        let detail = format!("the body did not come within {wait:?}; send it at once");
+        Self::new(StatusCode::REQUEST_TIMEOUT, "body-too-slow", "Body too slow", detail)
+    }
+
     pub(super) fn too_many_keys(n_keys: usize, keys_max: usize) -> Self {
         let detail = format!("{n_keys} keys were asked for; at most {keys_max} in one request");
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-many-keys", "Too many keys", detail)
