@@ -85,7 +85,7 @@ impl Forwarder {
     }
 
     async fn ask_until(&self, wish: &Wish<'_>) -> Result<AnswerBody, ForwardError> {
-        let (mut tries, mut whom) = (Tries::default(), Whom::Owner);
+        let (mut tries, mut whom, mut first_error) = (Tries::default(), Whom::Owner, None);
         loop {
             let view = self.watch.view().ok_or(ForwardError::NoMap)?;
             let shard = shard_of(wish.region, &wish.key, view.map.n_shards());
@@ -94,9 +94,13 @@ impl Forwarder {
                 Err(Met::Final(error)) => return Err(error),
                 Err(Met::Setback(setback, error)) => (setback, error),
             };
+            // What the owner met says more than what those met who were asked past it.
+            let error = first_error.get_or_insert(error);
             match tries.handle_setback(view.map.epoch(), setback) {
-                Next::GiveUp => return Err(error),
-                Next::PassThrough(_) if wish.question != Question::Get => return Err(error),
+                Next::GiveUp => return Err(error.clone()),
+                Next::PassThrough(place) if wish.question != Question::Get || place >= view.map.members().len() => {
+                    return Err(error.clone());
+                }
                 Next::PassThrough(place) => {
                     self.watch.suspect();
                     whom = Whom::Past(place);
