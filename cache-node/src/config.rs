@@ -13,6 +13,7 @@ use clap::Parser;
 use sharding::id::{NShards, NodeId, RegionName};
 use sharding::map::Member;
 use sharding::times::{Times, TimesError};
+use transport::seeds::{DATA_PORT, SeedArgs, SeedsError};
 
 use crate::shard::freshness::Freshness;
 
@@ -26,12 +27,19 @@ pub struct Args {
     /// Name of this node; in a cluster of pods the pod's name.
     #[arg(long, env = "POD_NAME", value_parser = NodeId::parse)]
     pub name: NodeId,
-    /// The seeds, with commas between: `[name=]host:port` of each one's data port; 1, 3 or 5, the same on every node.
-    #[arg(long, env = "SEED_NODES", value_parser = parse_seeds)]
-    pub seeds: Seeds,
-    /// `host:port` at which others reach this node's data port; by default as the seeds name it, else where it listens.
+    /// The first nodes, which agree on the coordinator.
+    #[command(flatten)]
+    pub seeds: SeedArgs,
+    /// `host:port` at which others reach this node's data port; by default as the seeds name it, else by the domain, else
+    /// where it listens.
     #[arg(long, env = "CACHE_NODE_ADVERTISE")]
     pub advertise: Option<String>,
+    /// Domain of the node: others reach its data port at `<name>.<domain>`; in a cluster of pods the headless service.
+    #[arg(long, env = "BIND_DOMAIN")]
+    pub domain: Option<String>,
+    /// Port of that address.
+    #[arg(long, env = "BIND_PORT", default_value_t = DATA_PORT)]
+    pub port: u16,
     /// What tells this pod from another of the same name; in a cluster of pods the pod's UID.
     #[arg(long, env = "POD_UID")]
     pub uid: Option<String>,
@@ -70,32 +78,30 @@ pub struct Args {
     pub drain_timeout: Duration,
 }
 
-/// The seeds of a cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seeds(pub Vec<Member>);
-
-fn parse_seeds(text: &str) -> Result<Seeds, String> {
-    let seeds = Member::parse_list(text).map_err(|error| error.to_string())?;
-    match seeds.len() {
-        1 | 3 | 5 => Ok(Seeds(seeds)),
-        n => Err(format!("there are {n} seeds; name 1, 3 or 5 (further nodes join by themselves)")),
-    }
-}
-
 impl Args {
+    /// The seeds in their order.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the pods of the service cannot have names.
+    pub fn seed_members(&self) -> Result<Vec<Member>, ConfigError> {
+        let wrong = |error: SeedsError| ConfigError { place: "--seed-service".to_owned(), message: error.to_string() };
+        self.seeds.members().map_err(wrong)
+    }
+
     /// The node's own entry in the map.
     ///
     /// # Errors
     /// [`ConfigError`] when others could not reach it there.
-    pub fn member(&self) -> Result<Member, ConfigError> {
-        let seed = self.seeds.0.iter().find(|seed| seed.node == self.name);
-        let data = match (&self.advertise, seed) {
-            (Some(address), _) => address.clone(),
-            (None, Some(seed)) => seed.data.clone(),
-            (None, None) => self.data_bind.to_string(),
+    pub fn member(&self, seeds: &[Member]) -> Result<Member, ConfigError> {
+        let seed = seeds.iter().find(|seed| seed.node == self.name);
+        let (place, data) = match (&self.advertise, seed, &self.domain) {
+            (Some(address), ..) => ("--advertise", address.clone()),
+            (None, Some(seed), _) => return Ok(seed.clone()),
+            (None, None, Some(domain)) => ("--domain", format!("{}.{domain}:{}", self.name, self.port)),
+            (None, None, None) => ("--advertise", self.data_bind.to_string()),
         };
-        let wrong = |message: String| ConfigError { place: "--advertise".to_owned(), message };
-        if self.advertise.is_none() && seed.is_none() && self.data_bind.ip().is_unspecified() {
+        let wrong = |message: String| ConfigError { place: place.to_owned(), message };
+        if self.advertise.is_none() && self.domain.is_none() && self.data_bind.ip().is_unspecified() {
             return Err(wrong(format!("others cannot reach {data}; say at which host:port they can")));
         }
         Member::parse(&format!("{}={data}", self.name)).map_err(|error| wrong(error.to_string()))

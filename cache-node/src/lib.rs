@@ -62,7 +62,7 @@ pub fn run(args: &Args) -> Result<(), NodeError> {
     let control_listener = bind("--control-bind", args.control_bind)?;
 
     System::new().block_on(async {
-        let node = Arc::new(Node::start(args, n_lanes(args), &config, place.ordinal.is_some())?);
+        let node = Arc::new(Node::start(args, n_lanes(args), &config, &place)?);
         let lanes = start_lanes(&node);
         let (inbox, inbound) = mpsc::channel(INBOX_MAX);
         let membership = Membership::new(Arc::clone(&node), lanes.clone(), place, &inbox);
@@ -85,8 +85,9 @@ pub fn run(args: &Args) -> Result<(), NodeError> {
 
 /// What this node is to its cluster.
 fn place(args: &Args) -> Result<Place, ConfigError> {
-    let member = args.member()?;
-    let ordinal = args.seeds.0.iter().position(|seed| seed.node == args.name);
+    let seeds = args.seed_members()?;
+    let member = args.member(&seeds)?;
+    let ordinal = seeds.iter().position(|seed| seed.node == args.name);
     // Without a UID the address proves as much, where only one process at a time can have it.
     let is_own_address = member.data == args.data_bind.to_string();
     let identity = args.uid.clone().or_else(|| is_own_address.then(|| member.data.clone())).unwrap_or_default();
@@ -95,7 +96,7 @@ fn place(args: &Args) -> Result<Place, ConfigError> {
         return Err(ConfigError { place: "--uid".to_owned(), message });
     }
     Ok(Place {
-        seeds: args.seeds.0.clone(),
+        seeds,
         ordinal: ordinal.and_then(|ordinal| u16::try_from(ordinal).ok()),
         identity: Identity { member, incarnation: Incarnation(fastrand::u64(..)), identity },
         times: args.times()?,

@@ -81,7 +81,7 @@ impl Membership {
         let life = place.identity.incarnation;
         let seed = place.ordinal.map(|ordinal| Seed::new(now, times, node.n_shards, ordinal, n_seeds, life.0));
         let link = |(ordinal, seed): (u16, &Member)| {
-            (Some(ordinal) != place.ordinal).then(|| links::start(ordinal, &seed.data, node.cluster, inbox.clone()))
+            (Some(ordinal) != place.ordinal).then(|| links::start(ordinal, &seed.data, &node, inbox.clone()))
         };
         let links = (0..).zip(&place.seeds).map(link).collect();
         let ownership = Ownership::new(now, place.identity, node.n_shards, times);

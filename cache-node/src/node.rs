@@ -15,9 +15,11 @@ use sharding::map::ShardMap;
 use sharding::times::Lease;
 use sharding::wire::AnswerBody;
 use tokio::sync::{Semaphore, watch};
+use transport::names::Names;
 
 use crate::clock;
 use crate::config::{Args, CacheConfig};
+use crate::membership::Place;
 use crate::metrics::Metrics;
 use crate::region::{self, Region};
 use crate::shard::Work;
@@ -30,6 +32,8 @@ pub(crate) struct Node {
     pub(crate) n_shards: NShards,
     /// Hash of what all nodes of the cluster must agree on.
     pub(crate) cluster: u64,
+    /// Where other nodes are found.
+    pub(crate) names: Arc<Names>,
     pub(crate) regions: Arc<[Region]>,
     pub(crate) metrics: Metrics,
     pub(crate) registry: Registry,
@@ -75,7 +79,7 @@ impl Node {
         args: &Args,
         n_lanes: NonZeroU16,
         config: &CacheConfig,
-        is_seed: bool,
+        place: &Place,
     ) -> std::io::Result<Self> {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
@@ -84,7 +88,8 @@ impl Node {
             name: args.name.clone(),
             n_lanes,
             n_shards: config.n_shards,
-            cluster: sharding::hash::cluster(&args.seeds.0, config.n_shards),
+            cluster: sharding::hash::cluster(&place.seeds, config.n_shards),
+            names: Names::of_system(),
             regions,
             serving: metrics.shards_serving(),
             metrics,
@@ -97,7 +102,7 @@ impl Node {
             lease: ArcSwapOption::empty(),
             tenures: config.n_shards.shards().map(|_| AtomicU64::new(0)).collect(),
             n_owned: AtomicUsize::new(0),
-            votes: AtomicBool::new(!is_seed),
+            votes: AtomicBool::new(place.ordinal.is_none()),
             coordinates: AtomicBool::new(false),
             started: Instant::now(),
         })

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::Parser;
-use sharding::map::{Member, MemberError};
+use transport::seeds::SeedArgs;
 
 /// Exit code for a mistake in the configuration (`EX_USAGE` of sysexits.h).
 pub const EXIT_CONFIG: u8 = 64;
@@ -14,9 +14,9 @@ pub const EXIT_CONFIG: u8 = 64;
 #[derive(Clone, Debug, Parser)]
 #[command(version)]
 pub struct Args {
-    /// Nodes to ask for the shard map, with commas between: `[name=]host:port` of each one's data port.
-    #[arg(long, env = "SEED_NODES", value_parser = parse_seeds)]
-    pub seeds: Seeds,
+    /// The nodes to ask first for the shard map.
+    #[command(flatten)]
+    pub seeds: SeedArgs,
     /// Where applications ask, by HTTP.
     #[arg(long, env = "ROUTER_BIND", default_value = "127.0.0.1:9000")]
     pub bind: SocketAddr,
@@ -44,12 +44,4 @@ pub struct Args {
     /// Longest time to finish requests in flight after SIGTERM; must be below the pod's grace period.
     #[arg(long, env = "ROUTER_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
-}
-
-/// The nodes to ask first.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seeds(pub Vec<Member>);
-
-fn parse_seeds(text: &str) -> Result<Seeds, MemberError> {
-    Member::parse_list(text).map(Seeds)
 }

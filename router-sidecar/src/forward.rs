@@ -10,10 +10,10 @@ use sharding::id::{RegionName, ShardId};
 use sharding::routing::{Next, Setback, Tries, bypass};
 use sharding::wire::{AnswerBody, Ask, Failure, FailureCode, RequestBody};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use transport::upstream::{Upstream, UpstreamError};
 
 use crate::map_watch::{MapWatch, View};
 use crate::metrics::Metrics;
-use crate::upstream::{Upstream, UpstreamError};
 
 /// Why no answer could be had.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -9,7 +9,6 @@ mod forward;
 mod http;
 mod map_watch;
 mod metrics;
-mod upstream;
 
 use std::net::TcpListener;
 use std::rc::Rc;
@@ -26,7 +25,10 @@ use forward::Forwarder;
 use http::HttpState;
 use map_watch::MapWatch;
 use metrics::Metrics;
-use upstream::Upstream;
+use sharding::map::Member;
+use transport::names::Names;
+use transport::seeds::SeedsError;
+use transport::upstream::Upstream;
 
 /// An idle client connection is kept this long: longer than the keep-alive of usual clients, so that they close first.
 const CLIENT_KEEP_ALIVE: Duration = Duration::from_secs(75);
@@ -42,6 +44,9 @@ pub enum RouterError {
         /// The machine's reason.
         error: std::io::Error,
     },
+    /// As above.
+    #[error("--seed-service: {0}")]
+    Seeds(#[from] SeedsError),
     /// The machine's refusal.
     #[error("the router cannot run: {0}")]
     Io(#[from] std::io::Error),
@@ -50,18 +55,19 @@ pub enum RouterError {
 /// Runs a router from its start to the end of its drain.
 ///
 /// # Errors
-/// [`RouterError::Bind`] before anything has started.
+/// [`RouterError::Bind`] and [`RouterError::Seeds`] before anything has started.
 pub fn run(args: &Args) -> Result<(), RouterError> {
-    let address = args.bind;
+    let (address, seeds) = (args.bind, args.seeds.members()?);
     let listener = TcpListener::bind(address).map_err(|error| RouterError::Bind { address, error })?;
     System::new().block_on(async {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
         let watch = Arc::new(MapWatch::new(Arc::clone(&metrics)));
         let drain = watch::Sender::new(false);
-        keep_map_fresh(args, &watch, &metrics);
+        let names = Names::of_system();
+        keep_map_fresh(args, seeds, &names, &watch, &metrics);
 
-        let server = serve(args, listener, &watch, &metrics, Arc::new(registry), drain.subscribe())?;
+        let server = serve(args, listener, &names, &watch, &metrics, Arc::new(registry), drain.subscribe())?;
         let handle = server.handle();
         let server = actix_rt::spawn(server);
         log::info!(http:% = args.bind; "serving");
@@ -75,11 +81,11 @@ pub fn run(args: &Args) -> Result<(), RouterError> {
     })
 }
 
-fn keep_map_fresh(args: &Args, watch: &Arc<MapWatch>, metrics: &Arc<Metrics>) {
-    let (watch, metrics) = (Arc::clone(watch), Arc::clone(metrics));
-    let (seeds, period, in_flight_max) = (args.seeds.0.clone(), args.map_period, args.in_flight_max);
+fn keep_map_fresh(args: &Args, seeds: Vec<Member>, names: &Arc<Names>, watch: &Arc<MapWatch>, metrics: &Arc<Metrics>) {
+    let (watch, names, n_open) = (Arc::clone(watch), Arc::clone(names), metrics.connections.clone());
+    let (period, in_flight_max) = (args.map_period, args.in_flight_max);
     actix_rt::spawn(async move {
-        let upstream = Upstream::new(in_flight_max, metrics);
+        let upstream = Upstream::new(names, in_flight_max, n_open);
         watch.run(&upstream, &seeds, period).await;
     });
 }
@@ -87,18 +93,19 @@ fn keep_map_fresh(args: &Args, watch: &Arc<MapWatch>, metrics: &Arc<Metrics>) {
 fn serve(
     args: &Args,
     listener: TcpListener,
+    names: &Arc<Names>,
     watch: &Arc<MapWatch>,
     metrics: &Arc<Metrics>,
     registry: Arc<Registry>,
     drain: watch::Receiver<bool>,
 ) -> std::io::Result<actix_web::dev::Server> {
-    let (watch, metrics, limits) = (Arc::clone(watch), Arc::clone(metrics), args.clone());
+    let (names, watch, metrics, limits) = (Arc::clone(names), Arc::clone(watch), Arc::clone(metrics), args.clone());
     // Called once on each thread: the connections that it makes stay there.
     let app = move || {
         let state = HttpState {
             forwarder: Forwarder {
                 watch: Arc::clone(&watch),
-                upstream: Rc::new(Upstream::new(limits.in_flight_max, Arc::clone(&metrics))),
+                upstream: Rc::new(Upstream::new(Arc::clone(&names), limits.in_flight_max, metrics.connections.clone())),
                 metrics: Arc::clone(&metrics),
                 request_timeout: limits.request_timeout,
             },

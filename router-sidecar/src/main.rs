@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("router-sidecar: {error}");
-            if matches!(error, RouterError::Bind { .. }) { EXIT_CONFIG.into() } else { ExitCode::FAILURE }
+            if !matches!(error, RouterError::Io(_)) { EXIT_CONFIG.into() } else { ExitCode::FAILURE }
         }
     }
 }

@@ -11,9 +11,9 @@ use sharding::map::{Member, ShardMap};
 use sharding::wire::{AnswerBody, MapAnswer, RegionInfo, RequestBody};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
+use transport::upstream::Upstream;
 
 use crate::metrics::Metrics;
-use crate::upstream::Upstream;
 
 /// Longest time that one node may take to tell the map.
 const ASK_TIMEOUT: Duration = Duration::from_millis(300);

@@ -40,13 +40,13 @@ pub(crate) enum LinkEnd {
 }
 
 /// Keeps a connection to a seed, for as long as the sender that it gives lives. Never gives up.
-pub(super) fn start(seed: u16, address: &str, cluster: u64, inbox: Inbox) -> mpsc::Sender<Control> {
+pub(super) fn start(seed: u16, address: &str, node: &Arc<Node>, inbox: Inbox) -> mpsc::Sender<Control> {
     let (sender, mut waiting) = mpsc::channel(QUEUE_MAX);
-    let address = address.to_owned();
+    let (address, node) = (address.to_owned(), Arc::clone(node));
     actix_rt::spawn(async move {
         let mut last_end = String::new();
         while !waiting.is_closed() {
-            let end = connect(seed, &address, cluster, &inbox, &mut waiting).await.to_string();
+            let end = connect(seed, &address, &node, &inbox, &mut waiting).await.to_string();
             if end != last_end {
                 log::info!(seed, address = &*address; "no connection to a seed, trying on: {end}");
                 last_end = end;
@@ -60,23 +60,20 @@ pub(super) fn start(seed: u16, address: &str, cluster: u64, inbox: Inbox) -> mps
 async fn connect(
     seed: u16,
     address: &str,
-    cluster: u64,
+    node: &Node,
     inbox: &Inbox,
     waiting: &mut mpsc::Receiver<Control>,
 ) -> LinkEnd {
-    let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await {
+    let stream = match timeout(CONNECT_TIMEOUT, node.names.connect(address)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return error.into(),
         Err(_) => return LinkEnd::ConnectTimeout,
     };
-    if let Err(error) = stream.set_nodelay(true) {
-        return error.into();
-    }
     // What waited for this connection is old by now.
     while waiting.try_recv().is_ok() {}
     let (from, to) = stream.into_split();
     let mut first = BytesMut::new();
-    Join::cluster(cluster).encode(&mut first);
+    Join::cluster(node.cluster).encode(&mut first);
     let take = async |control| {
         // The receiver lives as long as the node does.
         let _ = inbox.send(Inbound::FromSeed(seed, control)).await;

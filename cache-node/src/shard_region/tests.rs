@@ -66,10 +66,11 @@ impl Scene {
         let dir = tempfile::tempdir().expect("a directory");
         let config = write_config(dir.path(), load);
         let args = Args::parse_from(["cache-node", "--name", "a", "--seeds", "a=127.0.0.1:1", "--lanes", "2"]);
-        let node = Arc::new(Node::start(&args, crate::n_lanes(&args), &config, false).expect("starts"));
+        let place = crate::place(&args).expect("a sound place");
+        let node = Arc::new(Node::start(&args, crate::n_lanes(&args), &config, &place).expect("starts"));
         let lanes = crate::start_lanes(&node);
         let epoch = Epoch { term: Term { counter: 1, seed: 0 }, seq: 1 };
-        let map = ShardMap::assigned(epoch, config.n_shards, args.seeds.0).expect("a map");
+        let map = ShardMap::assigned(epoch, config.n_shards, place.seeds).expect("a map");
         node.publish(Arc::new(map));
         node.set_lease(Lease::new(clock::now(), LEASE, &Times::default()));
         for shard in config.n_shards.shards() {

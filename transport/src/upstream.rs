@@ -10,33 +10,56 @@ use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use prometheus_client::metrics::gauge::Gauge;
 use sharding::id::ShardId;
 use sharding::wire::{AnswerBody, RequestBody};
 use tokio::sync::oneshot;
+use tokio::task::spawn_local;
 use tokio::time::{Instant, timeout_at};
 
-use crate::metrics::Metrics;
-pub(crate) use connection::ConnectError;
+use crate::names::Names;
+pub use connection::ConnectError;
 use connection::Connection;
 
 /// Why a node did not answer.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(crate) enum UpstreamError {
+pub enum UpstreamError {
+    /// No connection could be opened.
     #[error("no connection to {address}: {error}")]
-    Unreachable { address: Arc<str>, error: Arc<ConnectError> },
+    Unreachable {
+        /// Who was to be asked.
+        address: Arc<str>,
+        /// Why not.
+        error: Arc<ConnectError>,
+    },
+    /// It may have been asked.
     #[error("the connection to {address} broke before the answer came")]
-    Lost { address: Arc<str> },
+    Lost {
+        /// Who was to be asked.
+        address: Arc<str>,
+    },
+    /// Nothing came, neither good nor bad.
     #[error("no answer from {address} in time")]
-    DeadlinePassed { address: Arc<str> },
+    DeadlinePassed {
+        /// Who was asked.
+        address: Arc<str>,
+    },
+    /// It was not asked.
     #[error("{in_flight_max} requests to {address} are unanswered already")]
-    Overloaded { address: Arc<str>, in_flight_max: usize },
+    Overloaded {
+        /// Who was to be asked.
+        address: Arc<str>,
+        /// The bound.
+        in_flight_max: usize,
+    },
 }
 
 /// The connections of one thread.
-pub(crate) struct Upstream {
+pub struct Upstream {
     links: RefCell<HashMap<String, Rc<Link>>>,
+    names: Arc<Names>,
     in_flight_max: usize,
-    metrics: Arc<Metrics>,
+    n_open: Gauge,
 }
 
 /// The connections to one node.
@@ -57,12 +80,16 @@ enum LaneLink {
 }
 
 impl Upstream {
-    pub(crate) fn new(in_flight_max: usize, metrics: Arc<Metrics>) -> Self {
-        Self { links: RefCell::default(), in_flight_max, metrics }
+    /// No connection yet. `in_flight_max`: unanswered requests on one connection; `n_open` counts the connections.
+    pub fn new(names: Arc<Names>, in_flight_max: usize, n_open: Gauge) -> Self {
+        Self { links: RefCell::default(), names, in_flight_max, n_open }
     }
 
     /// Asks the node at `address`, on the lane of `shard` where one is concerned.
-    pub(crate) async fn ask(
+    ///
+    /// # Errors
+    /// [`UpstreamError`], at the latest at `deadline`.
+    pub async fn ask(
         &self,
         address: &str,
         shard: Option<ShardId>,
@@ -107,14 +134,14 @@ impl Upstream {
             Some(LaneLink::Opening(waiters)) => waiters.push(opened),
             _ => {
                 lanes.insert(lane, LaneLink::Opening(vec![opened]));
-                actix_rt::spawn(Self::establish(Rc::clone(link), lane, Arc::clone(&self.metrics)));
+                spawn_local(Self::establish(Rc::clone(link), lane, Arc::clone(&self.names), self.n_open.clone()));
             }
         }
         Err(opening)
     }
 
-    async fn establish(link: Rc<Link>, lane: u16, metrics: Arc<Metrics>) {
-        let result = Connection::open(&link.address, lane, metrics).await;
+    async fn establish(link: Rc<Link>, lane: u16, names: Arc<Names>, n_open: Gauge) {
+        let result = Connection::open(&names, &link.address, lane, n_open).await;
         let result = match result {
             Ok((connection, n_lanes)) => {
                 link.n_lanes.set(n_lanes);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use prometheus_client::metrics::gauge::Gauge;
 use sharding::wire::{
     ANSWER_FRAME_BYTES_MAX, AnswerBody, FrameReader, FromNode, Hello, Request, RequestBody, WireError,
 };
@@ -16,9 +17,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, oneshot};
+use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use crate::metrics::Metrics;
+use crate::names::Names;
 
 /// Longest time from dialling to the node's welcome.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -29,22 +31,27 @@ const BUFFER_BYTES_MAX: usize = 1024 * 1024;
 
 /// Why a connection did not come about, or ended.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ConnectError {
+pub enum ConnectError {
+    /// The machine's refusal, or that of the other one.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// It speaks something else.
     #[error("{0}")]
     Wire(#[from] WireError),
+    /// It says why.
     #[error("refused: {0}")]
     Refused(String),
+    /// It was too slow to be of use.
     #[error("no welcome within {CONNECT_TIMEOUT:?}")]
     Timeout,
+    /// It has stopped reading.
     #[error("requests were not read within {WRITE_TIMEOUT:?}")]
     WriteTimeout,
 }
 
 /// An open connection, for all who ask on its thread. It ends itself when the node closes it or breaks the protocol;
 /// then everyone who waits learns so.
-pub(crate) struct Connection {
+pub(super) struct Connection {
     waiting: RefCell<HashMap<u32, oneshot::Sender<AnswerBody>>>,
     next_id: Cell<u32>,
     unsent: RefCell<BytesMut>,
@@ -67,11 +74,12 @@ impl Drop for Ticket<'_> {
 impl Connection {
     /// Dials, greets, and starts the connection's task. Gives the node's number of lanes too.
     pub(super) async fn open(
+        names: &Arc<Names>,
         address: &str,
         lane: u16,
-        metrics: Arc<Metrics>,
+        n_open: Gauge,
     ) -> Result<(Rc<Self>, NonZeroU16), ConnectError> {
-        let opened = timeout(CONNECT_TIMEOUT, Self::greet(address, lane)).await;
+        let opened = timeout(CONNECT_TIMEOUT, Self::greet(names, address, lane)).await;
         let (stream, reader, n_lanes) = opened.map_err(|_| ConnectError::Timeout)??;
         let connection = Rc::new(Self {
             waiting: RefCell::default(),
@@ -81,18 +89,21 @@ impl Connection {
             is_open: Cell::new(true),
         });
         let (task, address) = (Rc::clone(&connection), address.to_owned());
-        actix_rt::spawn(async move {
-            metrics.connections.inc();
+        spawn_local(async move {
+            n_open.inc();
             let error = task.run(stream, reader).await;
-            metrics.connections.dec();
-            log::info!(address, lane; "the connection to a node ended: {error}");
+            n_open.dec();
+            log::info!(address = &*address, lane; "the connection to a node ended: {error}");
         });
         Ok((connection, n_lanes))
     }
 
-    async fn greet(address: &str, lane: u16) -> Result<(TcpStream, FrameReader, NonZeroU16), ConnectError> {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
+    async fn greet(
+        names: &Arc<Names>,
+        address: &str,
+        lane: u16,
+    ) -> Result<(TcpStream, FrameReader, NonZeroU16), ConnectError> {
+        let mut stream = names.connect(address).await?;
         let mut hello = BytesMut::new();
         Hello::to_lane(lane).encode(&mut hello);
         stream.write_all(&hello).await?;
