@@ -1,7 +1,7 @@
 //! Times of the leases, and the moments that they are counted from.
 //!
 //! No moment travels from one process to another: every lease is counted by each side's own clock, on the side of
-//! caution. Rates of two clocks are taken to differ by at most [`DRIFT_MAX`].
+//! caution. Rates of two clocks are taken to differ by at most `DRIFT_MAX`.
 
 use std::time::Duration;
 

@@ -209,11 +209,13 @@ mod tests {
 
     use super::*;
 
+    type Said = Option<Result<Vec<SocketAddr>, ()>>;
+
     /// A name server that a test fills.
     #[derive(Clone, Debug, Default)]
     struct Book {
         /// `None`: it does not answer at all.
-        answer: Arc<Mutex<Option<Result<Vec<SocketAddr>, ()>>>>,
+        answer: Arc<Mutex<Said>>,
         asked: Arc<AtomicUsize>,
     }
 
