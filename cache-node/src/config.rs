@@ -61,6 +61,9 @@ pub struct Args {
     /// Most unanswered requests of one data connection; one more is answered "overloaded".
     #[arg(long, env = "CACHE_NODE_IN_FLIGHT_MAX", default_value_t = 16_384)]
     pub in_flight_max: usize,
+    /// Most keys that are read past owners at a time; one more is answered "overloaded".
+    #[arg(long, env = "CACHE_NODE_PASS_THROUGH_IN_FLIGHT_MAX", default_value_t = 1024)]
+    pub pass_through_in_flight_max: usize,
     /// How long this node may act as an owner without an answer of the coordinator.
     #[arg(long, env = "CACHE_NODE_LEASE", default_value = "1200ms", value_parser = humantime::parse_duration)]
     pub lease: Duration,

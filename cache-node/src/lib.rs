@@ -13,6 +13,7 @@ mod loading;
 mod membership;
 mod metrics;
 mod node;
+mod pass_through;
 mod region;
 mod reply;
 mod shard;

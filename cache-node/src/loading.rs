@@ -9,24 +9,30 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use sharding::wire::{Etag, VALUE_BYTES_MAX};
+use sharding::wire::{Etag, Failure, FailureCode, VALUE_BYTES_MAX};
 use tokio::sync::oneshot;
 
 use crate::database::{Database, DatabaseError};
 use crate::metrics::{DatabaseMetrics, LoadReason};
 
+/// What a caller is told to wait when the queue of loads is full.
+const QUEUE_FULL_RETRY: Duration = Duration::from_secs(1);
+
 /// A key to be read, and who wants to know.
 #[derive(Debug)]
-pub(crate) struct Load {
+struct Load {
     /// The region's query.
-    pub(crate) query: Arc<str>,
-    pub(crate) key: Bytes,
-    pub(crate) reason: LoadReason,
+    query: Arc<str>,
+    key: Bytes,
+    reason: LoadReason,
     /// When its answer is worth nothing any more.
-    pub(crate) until: Instant,
+    until: Instant,
     /// Dropped without an answer, it says that the load was given up.
-    pub(crate) done: oneshot::Sender<Result<Loaded, LoadError>>,
+    done: oneshot::Sender<Result<Loaded, LoadError>>,
 }
+
+/// Where the answer to a load comes; closed, the load was given up.
+type Landing = oneshot::Receiver<Result<Loaded, LoadError>>;
 
 /// What a load brought.
 #[derive(Clone, Debug)]
@@ -48,13 +54,19 @@ pub(crate) enum LoadError {
     TimedOut(Duration),
     #[error("the load was given up; the next request tries again")]
     GivenUp,
+    #[error("{0} loads wait for the database already")]
+    QueueFull(usize),
 }
 
-/// As many loads wait as may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{queue_max} loads wait for the database already")]
-pub(crate) struct QueueFull {
-    pub(crate) queue_max: usize,
+impl LoadError {
+    /// What those who wait for the load are told.
+    pub(crate) fn failure(&self) -> Failure {
+        let (code, retry_after) = match self {
+            Self::QueueFull(_) => (FailureCode::Overloaded, QUEUE_FULL_RETRY),
+            _ => (FailureCode::Database, Duration::ZERO),
+        };
+        Failure { code, retry_after, message: self.to_string() }
+    }
 }
 
 /// Bounds of a loader.
@@ -98,16 +110,25 @@ impl Loader {
         self.limits.timeout
     }
 
-    /// Hands a load in.
+    /// Reads a key.
     ///
     /// # Errors
-    /// [`QueueFull`] at the bound.
-    pub(crate) fn send(&self, load: Load) -> Result<(), QueueFull> {
-        let queue_max = self.limits.queue_max;
-        match self.queue.try_send(load) {
+    /// [`LoadError`], at the latest after [`Loader::timeout`].
+    pub(crate) async fn load(&self, query: Arc<str>, key: Bytes, reason: LoadReason) -> Result<Loaded, LoadError> {
+        let result = self.send(query, key, reason)?;
+        match tokio::time::timeout(self.limits.timeout, result).await {
+            Ok(result) => result.unwrap_or(Err(LoadError::GivenUp)),
+            Err(_) => Err(LoadError::TimedOut(self.limits.timeout)),
+        }
+    }
+
+    fn send(&self, query: Arc<str>, key: Bytes, reason: LoadReason) -> Result<Landing, LoadError> {
+        let (done, landing) = oneshot::channel();
+        let until = Instant::now() + self.limits.timeout;
+        match self.queue.try_send(Load { query, key, reason, until, done }) {
             // The thread ends only after all loaders: a load it never takes answers "given up" when it is dropped.
-            Ok(()) | Err(TrySendError::Disconnected(_)) => Ok(()),
-            Err(TrySendError::Full(_)) => Err(QueueFull { queue_max }),
+            Ok(()) | Err(TrySendError::Disconnected(_)) => Ok(landing),
+            Err(TrySendError::Full(_)) => Err(LoadError::QueueFull(self.limits.queue_max)),
         }
     }
 }
@@ -225,19 +246,13 @@ mod tests {
         Scene { loader, asked, answers }
     }
 
-    type Done = oneshot::Receiver<Result<Loaded, LoadError>>;
-
-    fn load(key: &'static str) -> (Load, Done) {
-        let (done, result) = oneshot::channel();
-        let until = Instant::now() + LIMITS.timeout;
-        (Load { query: "SELECT".into(), key: Bytes::from(key), reason: LoadReason::Cold, until, done }, result)
-    }
-
     impl Scene {
-        fn send(&self, key: &'static str) -> Done {
-            let (load, done) = load(key);
-            self.loader.send(load).expect("room");
-            done
+        fn send(&self, key: &'static str) -> Landing {
+            self.try_send(key).expect("room")
+        }
+
+        fn try_send(&self, key: &'static str) -> Result<Landing, LoadError> {
+            self.loader.send("SELECT".into(), Bytes::from(key), LoadReason::Cold)
         }
 
         /// The keys of the next read.
@@ -251,7 +266,7 @@ mod tests {
         let scene = scene(LIMITS);
         let first = scene.send("a");
         assert_eq!(scene.asked(), ["a"]);
-        let rest: Vec<Done> = ["b", "c", "d"].into_iter().map(|key| scene.send(key)).collect();
+        let rest: Vec<Landing> = ["b", "c", "d"].into_iter().map(|key| scene.send(key)).collect();
         scene.answers.send(Ok(HashMap::from([(Bytes::from("a"), Bytes::from("1"))]))).expect("the loader listens");
         assert_eq!(scene.asked(), ["b", "c", "d"]);
         scene.answers.send(Ok(HashMap::new())).expect("the loader listens");
@@ -291,7 +306,8 @@ mod tests {
         let _busy = scene.send("a");
         scene.asked();
         let _waiting = (scene.send("b"), scene.send("c"));
-        assert_eq!(scene.loader.send(load("d").0), Err(QueueFull { queue_max: 2 }));
+        let error = scene.try_send("d").expect_err("there is no room");
+        assert_eq!((&error, error.failure().code), (&LoadError::QueueFull(2), FailureCode::Overloaded));
     }
 
     #[test]

@@ -7,6 +7,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use sharding::wire::FailureCode;
+
 use crate::shard::entries::EntryGauges;
 
 /// Seconds from 0.1 ms, doubling, to 13 s.
@@ -83,6 +85,7 @@ pub(crate) struct Metrics {
     pub(crate) shards_restarted: Counter,
     pub(crate) wrong_lane: Counter,
     pub(crate) connections: Gauge,
+    pub(crate) owner_connections: Gauge,
     pub(crate) coordinator: Gauge,
     pub(crate) lease_remaining: Gauge<f64, std::sync::atomic::AtomicU64>,
     pub(crate) term: Gauge,
@@ -97,6 +100,7 @@ pub(crate) struct RegionMetrics {
     pub(crate) miss: Counter,
     pub(crate) joined: Counter,
     pub(crate) passed_through: Counter,
+    pub(crate) relayed: Counter,
     pub(crate) failed: Counter,
     pub(crate) misdirected: Counter,
     pub(crate) overloaded: Counter,
@@ -123,6 +127,13 @@ impl DatabaseMetrics {
     }
 }
 
+impl RegionMetrics {
+    /// Counts a request that gets no value.
+    pub(crate) fn count_failure(&self, code: FailureCode) {
+        if code == FailureCode::Overloaded { &self.overloaded } else { &self.failed }.inc();
+    }
+}
+
 impl Metrics {
     /// Metrics at zero, registered by the names that dashboards know.
     pub(crate) fn new(registry: &mut Registry) -> Self {
@@ -139,6 +150,7 @@ impl Metrics {
             shards_restarted: Counter::default(),
             wrong_lane: Counter::default(),
             connections: Gauge::default(),
+            owner_connections: Gauge::default(),
             coordinator: Gauge::default(),
             lease_remaining: Gauge::default(),
             term: Gauge::default(),
@@ -158,6 +170,11 @@ impl Metrics {
             metrics.connections_closed.clone(),
         );
         registry.register("connections", "Data connections that are open", metrics.connections.clone());
+        registry.register(
+            "owner_connections",
+            "Connections to owners that a router cannot reach",
+            metrics.owner_connections.clone(),
+        );
         registry.register("shards", "Shards by state", metrics.shards.clone());
         registry.register(
             "shards_restarted",
@@ -181,6 +198,7 @@ impl Metrics {
             miss: requests("miss"),
             joined: requests("joined"),
             passed_through: requests("pass_through"),
+            relayed: requests("relayed"),
             failed: requests("failed"),
             misdirected: requests("misdirected"),
             overloaded: requests("overloaded"),

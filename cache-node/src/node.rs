@@ -40,6 +40,8 @@ pub(crate) struct Node {
     /// Most unanswered requests of one connection.
     pub(crate) in_flight_max: usize,
     pub(crate) connections_max: usize,
+    /// One permit for each read past an owner.
+    pub(crate) passing: Arc<Semaphore>,
     /// One permit for each connection: all of them are back when no connection is left.
     pub(crate) connections: Arc<Semaphore>,
     /// Rises, and never falls.
@@ -96,6 +98,7 @@ impl Node {
             registry,
             in_flight_max: args.in_flight_max,
             connections_max: args.connections_max,
+            passing: Arc::new(Semaphore::new(args.pass_through_in_flight_max)),
             connections: Arc::new(Semaphore::new(args.connections_max)),
             stage: watch::Sender::new(Stage::Serving),
             map: RwLock::new(None),
@@ -136,7 +139,7 @@ impl Node {
     }
 
     /// Whether this node may act as an owner at this moment.
-    fn holds_lease(&self) -> bool {
+    pub(crate) fn holds_lease(&self) -> bool {
         self.lease.load().as_ref().is_some_and(|lease| lease.holds(clock::now()))
     }
 

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use sharding::id::RegionName;
 use sharding::wire::RegionInfo;
 
 use crate::config::{CacheConfig, DatabaseConfig};
 use crate::database::sqlite::Sqlite;
-use crate::loading::{Loader, LoaderLimits};
-use crate::metrics::{Metrics, RegionMetrics};
+use crate::loading::{LoadError, Loaded, Loader, LoaderLimits};
+use crate::metrics::{LoadReason, Metrics, RegionMetrics};
 use crate::shard::freshness::Freshness;
 
 /// A region, shared by all shards of the node and never changed.
@@ -27,6 +28,14 @@ impl Region {
     /// Room of one shard when the node owns so many.
     pub(crate) fn shard_bytes(&self, n_owned: usize) -> u64 {
         self.max_bytes / (n_owned.max(1) as u64)
+    }
+
+    /// Reads a key.
+    ///
+    /// # Errors
+    /// [`LoadError`], as [`Loader::load`].
+    pub(crate) async fn load(&self, key: Bytes, reason: LoadReason) -> Result<Loaded, LoadError> {
+        self.loader.load(Arc::clone(&self.query), key, reason).await
     }
 
     /// What routers need to know of it.

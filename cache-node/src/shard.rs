@@ -8,17 +8,16 @@ pub(crate) mod flight;
 pub(crate) mod freshness;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use actix::{Actor, Addr, Context, Handler, Message};
 use bytes::Bytes;
 use serde::Serialize;
 use sharding::epoch::Epoch;
 use sharding::id::ShardId;
-use sharding::wire::{AnswerBody, Entry as WireEntry, FailureCode, Served};
-use tokio::sync::oneshot;
+use sharding::wire::{AnswerBody, Entry as WireEntry, Served};
 
-use crate::loading::{Load, LoadError, Loaded, QueueFull};
+use crate::loading::{LoadError, Loaded};
 use crate::metrics::LoadReason;
 use crate::node::Node;
 use crate::region::Region;
@@ -28,15 +27,12 @@ use entries::{Entries, Entry};
 use flight::{Boarding, FlightId, FlightKey, Flights};
 use freshness::Age;
 
-/// What a caller is told to wait when the queue of loads is full.
-const QUEUE_FULL_RETRY: Duration = Duration::from_secs(1);
-
 /// What is asked of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     Get,
     Explain,
-    /// Get it past its owner.
+    /// Get it past its owner; whoever is the owner serves it like any other.
     PassThrough,
 }
 
@@ -77,20 +73,10 @@ pub(crate) struct Resize {
 #[rtype(result = "()")]
 pub(crate) struct Sweep;
 
-/// What a shard's actor is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// It owns the shard, while the lease holds.
-    Owner,
-    /// It reads for owners that cannot be reached, keys of any shard, and keeps nothing.
-    PassThrough,
-}
-
 /// The owner of one shard's entries. Started by its lane's [`ShardRegion`], which hears of it when it panics.
 pub(crate) struct Shard {
     id: ShardId,
     since: Epoch,
-    role: Role,
     /// Under which it serves: a number that this node gives only once.
     tenure: u64,
     node: Arc<Node>,
@@ -104,7 +90,6 @@ impl Shard {
     pub(crate) fn new(
         id: ShardId,
         since: Epoch,
-        role: Role,
         tenure: u64,
         node: Arc<Node>,
         n_owned: usize,
@@ -112,17 +97,12 @@ impl Shard {
     ) -> Self {
         let part = |region: &Region| Entries::new(region.shard_bytes(n_owned), region.metrics.entries.clone());
         let entries = node.regions.iter().map(part).collect();
-        Self { id, since, role, tenure, node, entries, flights: Flights::new(), supervisor }
+        Self { id, since, tenure, node, entries, flights: Flights::new(), supervisor }
     }
 
     /// Whether it may act as the owner at this moment.
     fn owns(&self) -> bool {
-        self.role == Role::Owner && self.node.owns(self.id, self.tenure)
-    }
-
-    /// Reads a key past its owner.
-    fn pass_through(&mut self, work: Work, me: &Addr<Self>) {
-        self.load((work.region, work.key), Some(work.reply), LoadReason::PassThrough, me);
+        self.node.owns(self.id, self.tenure)
     }
 
     fn get(&mut self, work: Work, now: Instant, me: &Addr<Self>) {
@@ -157,31 +137,12 @@ impl Shard {
     /// Joins the key's load, or starts one.
     fn load(&mut self, flight: FlightKey, waiter: Option<Reply>, reason: LoadReason, me: &Addr<Self>) {
         let Boarding::Lead(id) = self.flights.board(flight.clone(), waiter) else { return };
-        let region = &self.node.regions[flight.0];
-        let timeout = region.loader.timeout();
-        let (done, result) = oneshot::channel();
-        let (query, key, until) = (Arc::clone(&region.query), flight.1.clone(), Instant::now() + timeout);
-        if let Err(full) = region.loader.send(Load { query, key, reason, until, done }) {
-            self.refuse(&flight, id, full);
-            return;
-        }
-        let me = me.clone();
+        let (node, me) = (Arc::clone(&self.node), me.clone());
         // Not `ctx.spawn`: the actor would poll every load in the air again with every message.
         actix_rt::spawn(async move {
-            let result = match tokio::time::timeout(timeout, result).await {
-                Ok(Ok(result)) => result,
-                Ok(Err(_)) => Err(LoadError::GivenUp),
-                Err(_) => Err(LoadError::TimedOut(timeout)),
-            };
+            let result = node.regions[flight.0].load(flight.1.clone(), reason).await;
             me.do_send(Landed { flight, id, result });
         });
-    }
-
-    fn refuse(&mut self, flight: &FlightKey, id: FlightId, full: QueueFull) {
-        for reply in self.flights.land(flight, id).unwrap_or_default() {
-            self.node.regions[flight.0].metrics.overloaded.inc();
-            reply.fail(FailureCode::Overloaded, QUEUE_FULL_RETRY, full.to_string());
-        }
     }
 
     fn land(&mut self, landed: Landed, now: Instant) {
@@ -200,19 +161,19 @@ impl Shard {
                     metrics.not_kept.inc();
                 }
                 for (place, reply) in waiters.into_iter().enumerate() {
-                    let (served, counter) = match (self.role, place) {
-                        (Role::PassThrough, _) => (Served::PassedThrough, &metrics.passed_through),
-                        (Role::Owner, 0) => (Served::Miss, &metrics.miss),
-                        (Role::Owner, _) => (Served::Joined, &metrics.joined),
+                    let (served, counter) = match place {
+                        0 => (Served::Miss, &metrics.miss),
+                        _ => (Served::Joined, &metrics.joined),
                     };
                     counter.inc();
                     reply.send(answer(&entry, served, kept, now));
                 }
             }
             Err(error) => {
+                let failure = error.failure();
                 for reply in waiters {
-                    metrics.failed.inc();
-                    reply.fail(FailureCode::Database, Duration::ZERO, error.to_string());
+                    metrics.count_failure(failure.code);
+                    reply.send(AnswerBody::Failed(failure.clone()));
                 }
             }
         }
@@ -232,7 +193,7 @@ impl Shard {
     }
 }
 
-fn answer(entry: &Entry, served: Served, kept: bool, now: Instant) -> AnswerBody {
+pub(crate) fn answer(entry: &Entry, served: Served, kept: bool, now: Instant) -> AnswerBody {
     let lifetime = &entry.lifetime;
     let age = now.saturating_duration_since(lifetime.sent);
     let how = WireEntry { served, kept, age, ttl_ms: lifetime.ttl_ms(now) };
@@ -303,9 +264,8 @@ impl Handler<Batch> for Shard {
         let owns = self.owns();
         for work in batch {
             match work.op {
-                Op::PassThrough => self.pass_through(work, &me),
-                Op::Get | Op::Explain if !owns => self.node.misdirect(work),
-                Op::Get => self.get(work, now, &me),
+                _ if !owns => self.node.misdirect(work),
+                Op::Get | Op::PassThrough => self.get(work, now, &me),
                 Op::Explain => {
                     let page = self.explain(&work, now);
                     work.reply.send(page);

@@ -16,23 +16,20 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::data;
 use crate::node::Node;
-use crate::shard::{Batch, Op, Resize, Role, Shard, Stop, Sweep, Work};
+use crate::pass_through::PassThrough;
+use crate::shard::{Batch, Op, Resize, Shard, Stop, Sweep, Work};
 
 /// Every shard is swept once in this time.
 const SWEEP_PERIOD: Duration = Duration::from_secs(30);
 /// Pause between two parts of a sweep.
 const SWEEP_PAUSE: Duration = Duration::from_millis(100);
 
-/// Stands for the actor that reads past owners: no shard has this number, there are at most 65,535.
-const PASS_THROUGH: ShardId = ShardId(u16::MAX);
-
 /// A lane's shards, for all who live on its thread.
 pub(crate) struct Lane {
     number: u16,
     pub(crate) node: Arc<Node>,
     shards: RefCell<Vec<Option<Addr<Shard>>>>,
-    /// Reads past owners that cannot be reached.
-    pass_through: RefCell<Option<Addr<Shard>>>,
+    pass_through: Rc<PassThrough>,
     /// All lanes of the node in order, this one included.
     lanes: OnceCell<Vec<Addr<ShardRegion>>>,
 }
@@ -42,17 +39,20 @@ impl Lane {
     /// crosses to it; what this node does not own is answered "misdirected".
     pub(crate) fn dispatch(&self, works: Vec<Work>) {
         let (passing, mut works): (Vec<Work>, Vec<Work>) =
-            works.into_iter().partition(|work| work.op == Op::PassThrough);
-        if !passing.is_empty()
-            && let Some(pass_through) = &*self.pass_through.borrow()
-        {
-            pass_through.do_send(Batch(passing));
+            works.into_iter().partition(|work| work.op == Op::PassThrough && !self.owns(work.shard));
+        for work in passing {
+            self.pass_through.take(work);
         }
         works.sort_by_key(|work| work.shard);
         while let Some(shard) = works.first().map(|work| work.shard) {
             let others = works.split_off(works.partition_point(|work| work.shard == shard));
             self.dispatch_to(shard, std::mem::replace(&mut works, others));
         }
+    }
+
+    /// Whether this node is the owner itself, on this lane: whoever asked past it is behind.
+    fn owns(&self, shard: ShardId) -> bool {
+        self.shards.borrow().get(shard.index()).is_some_and(Option::is_some) && self.node.holds_lease()
     }
 
     fn dispatch_to(&self, shard: ShardId, works: Vec<Work>) {
@@ -130,25 +130,19 @@ pub(crate) struct Connect {
 impl ShardRegion {
     /// The lane of this number, with no shards. Requires: called on the lane's thread.
     pub(crate) fn new(number: u16, node: Arc<Node>) -> Self {
-        let (shards, pass_through) = (RefCell::default(), RefCell::default());
-        let lane = Lane { number, node, shards, pass_through, lanes: OnceCell::new() };
+        let pass_through = Rc::new(PassThrough::new(Arc::clone(&node)));
+        let lane = Lane { number, node, shards: RefCell::default(), pass_through, lanes: OnceCell::new() };
         Self { lane: Rc::new(lane), since: Vec::new(), n_owned: 0, next_swept: 0 }
     }
 
     fn start_shard(&self, shard: ShardId, (since, tenure): (Epoch, u64), me: Addr<Self>) {
         let node = Arc::clone(&self.lane.node);
-        let address = Shard::new(shard, since, Role::Owner, tenure, node, self.n_owned, me).start();
+        let address = Shard::new(shard, since, tenure, node, self.n_owned, me).start();
         let mut shards = self.lane.shards.borrow_mut();
         if shards.len() <= shard.index() {
             shards.resize(shard.index() + 1, None);
         }
         shards[shard.index()] = Some(address);
-    }
-
-    fn start_pass_through(&self, me: Addr<Self>) {
-        let node = Arc::clone(&self.lane.node);
-        let address = Shard::new(PASS_THROUGH, Epoch::default(), Role::PassThrough, 0, node, usize::MAX, me).start();
-        *self.lane.pass_through.borrow_mut() = Some(address);
     }
 
     fn sweep_some(&mut self) {
@@ -167,7 +161,6 @@ impl Actor for ShardRegion {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        self.start_pass_through(ctx.address());
         ctx.run_interval(SWEEP_PAUSE, |region, _| region.sweep_some());
     }
 }
@@ -222,11 +215,6 @@ impl Handler<ShardDied> for ShardRegion {
 
     /// Starts it again, empty, unless it has been released or given anew meanwhile.
     fn handle(&mut self, ShardDied { shard, since }: ShardDied, ctx: &mut Context<Self>) {
-        if shard == PASS_THROUGH {
-            self.lane.node.metrics.shards_restarted.inc();
-            self.start_pass_through(ctx.address());
-            return;
-        }
         let Some(served) = self.since[shard.index()].filter(|served| served.0 == since) else { return };
         log::error!(shard = shard.0; "a shard's actor panicked and is started again, empty");
         self.lane.node.metrics.shards_restarted.inc();

@@ -2,6 +2,7 @@
 //!
 //! Used by the program `local-cluster`, by the load tests, and by the tests of the whole.
 
+mod links;
 mod ports;
 mod processes;
 
@@ -11,10 +12,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+use links::Links;
 pub use nix::sys::signal::Signal;
 use ports::{Ports, loopback};
 use processes::{Processes, Spec};
 
+pub use links::Party;
 pub use processes::Role;
 
 /// Longest time for one question whether a process is ready.
@@ -39,6 +42,8 @@ pub struct Options {
     pub data_dir: PathBuf,
     /// Start an ended process again.
     pub restart: bool,
+    /// Reach every node through a relay, so that links can be cut.
+    pub relayed: bool,
     /// Further flags of every node.
     pub node_args: Vec<String>,
     /// Further flags of every router.
@@ -59,6 +64,7 @@ impl Options {
             config: config.into(),
             data_dir: data_dir.into(),
             restart: false,
+            relayed: false,
             node_args: Vec::new(),
             router_args: Vec::new(),
             envs: Vec::new(),
@@ -116,6 +122,15 @@ struct Pod {
     http: SocketAddr,
     data: SocketAddr,
     control: SocketAddr,
+    /// The relay before its data port, if there is one.
+    relay: Option<SocketAddr>,
+}
+
+impl Pod {
+    /// Where others reach its data port.
+    fn advertised(&self) -> SocketAddr {
+        self.relay.unwrap_or(self.data)
+    }
 }
 
 /// The processes of a cluster. Dropped without [`Cluster::stop`], it kills them.
@@ -124,6 +139,7 @@ pub struct Cluster {
     pods: Vec<Pod>,
     specs: Vec<Spec>,
     processes: Processes,
+    links: Option<Links>,
     http: reqwest::blocking::Client,
     stop_timeout: Duration,
 }
@@ -136,7 +152,15 @@ impl Cluster {
     pub fn start(options: &Options) -> Result<Self, ClusterError> {
         let logs = options.data_dir.join("logs");
         std::fs::create_dir_all(&logs).map_err(io_error(&logs))?;
-        let pods = addresses(options)?;
+        let mut pods = addresses(options)?;
+        let mut relays = Vec::new();
+        if options.relayed {
+            for pod in &mut pods {
+                let listener = TcpListener::bind(loopback(0)).map_err(io_error(Path::new("a relay")))?;
+                pod.relay = Some(listener.local_addr().map_err(io_error(Path::new("a relay")))?);
+                relays.push((listener, pod.data));
+            }
+        }
         let specs = specs(options, &pods, &logs)?;
         for spec in &specs {
             // A log tells of this cluster only.
@@ -144,9 +168,11 @@ impl Cluster {
         }
         let page = options.data_dir.join("cluster.json");
         let processes = Processes::new(specs.clone(), page, options.restart).map_err(io_error(&options.data_dir))?;
+        let links = options.relayed.then(|| Links::start(relays, processes.pids())).transpose();
+        let links = links.map_err(io_error(Path::new("a relay")))?;
         let http = reqwest::blocking::Client::builder().timeout(PROBE_TIMEOUT).build();
         let http = http.map_err(|error| ClusterError::Usage(error.to_string()))?;
-        let cluster = Self { pods, specs, processes, http, stop_timeout: options.stop_timeout };
+        let cluster = Self { pods, specs, processes, links, http, stop_timeout: options.stop_timeout };
         for index in 0..cluster.specs.len() {
             let place = Path::new(&cluster.specs[index].argv[0]);
             cluster.processes.start(index).map_err(io_error(place))?;
@@ -227,6 +253,19 @@ impl Cluster {
     /// A node's data port.
     pub fn data_address(&self, pod: usize) -> SocketAddr {
         self.pods[pod].data
+    }
+
+    /// Lets nothing pass from one process to the other, until [`Cluster::heal`]; the way back stays. One of them is a node.
+    ///
+    /// # Panics
+    /// Without [`Options::relayed`].
+    pub fn cut(&self, from: Party, to: Party) {
+        self.links.as_ref().expect("links that can be cut").cut(from, to);
+    }
+
+    /// Makes every link whole.
+    pub fn heal(&self) {
+        self.links.iter().for_each(Links::heal);
     }
 
     /// The log of a process.
@@ -314,7 +353,7 @@ fn addresses(options: &Options) -> Result<Vec<Pod>, ClusterError> {
     (0..options.pods)
         .map(|pod| {
             let http = if options.port == 0 { free()? } else { http[pod] };
-            Ok(Pod { http, data: free()?, control: free()? })
+            Ok(Pod { http, data: free()?, control: free()?, relay: None })
         })
         .collect()
 }
@@ -324,7 +363,7 @@ fn specs(options: &Options, pods: &[Pod], logs: &Path) -> Result<Vec<Spec>, Clus
     let (node_program, router_program) = (program("cache-node")?, program("router-sidecar")?);
     let largest = [5, 3, 1].into_iter().find(|n| *n <= pods.len()).unwrap_or_default();
     let n_seeds = options.seeds.unwrap_or(largest);
-    let seeds = pods.iter().enumerate().take(n_seeds).map(|(i, pod)| format!("pod-{i}={}", pod.data));
+    let seeds = pods.iter().enumerate().take(n_seeds).map(|(i, pod)| format!("pod-{i}={}", pod.advertised()));
     let seeds: Vec<String> = seeds.collect();
     let seeds = seeds.join(",");
     let mut specs = Vec::new();
@@ -332,7 +371,8 @@ fn specs(options: &Options, pods: &[Pod], logs: &Path) -> Result<Vec<Spec>, Clus
         let name = format!("pod-{i}");
         let (http, data, control) = (pod.http.to_string(), pod.data.to_string(), pod.control.to_string());
         let config = options.config.display().to_string();
-        let node = ["--name", &name, "--seeds", &seeds, "--config", &config];
+        let advertised = pod.advertised().to_string();
+        let node = ["--name", &name, "--seeds", &seeds, "--config", &config, "--advertise", &advertised];
         let node = node.into_iter().chain(["--data-bind", &data, "--control-bind", &control]);
         let router = ["--seeds", &seeds, "--bind", &http];
         let argv = |program: &str, flags: Vec<&str>, more: &[String]| -> Vec<String> {

@@ -66,8 +66,9 @@ enum Whom {
     Past(usize),
 }
 
-/// After so long without an answer the router looks whether the shard has another owner by now, again and again.
-const OWNER_PATIENCE: Duration = Duration::from_millis(250);
+/// After so long without an answer the router looks whether the node is there at all, and whether the shard has another
+/// owner by now.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 impl Forwarder {
     /// Asks the owner of a key. Gives a value, "absent" or a page; everything else is an error.
@@ -139,19 +140,18 @@ impl Forwarder {
             (Whom::Owner, Question::Get) => RequestBody::Get(ask),
             (Whom::Owner, Question::Explain) => RequestBody::Explain(ask),
         };
+        let unreachable = |error| Met::Setback(Setback::Unreachable, ForwardError::Unreachable { shard, error });
+        self.upstream.check_silence(&node.data, shard).map_err(unreachable)?;
         let mut asked = std::pin::pin!(self.upstream.ask(&node.data, Some(shard), body, wish.deadline));
-        let answer = match timeout(OWNER_PATIENCE, &mut asked).await {
+        let answer = match timeout(PATIENCE, &mut asked).await {
             Ok(answer) => answer,
-            Err(_) if whom != Whom::Owner => asked.await,
             // It waits for its database, or it stands still or is cut off: then it loses the shard.
             Err(_) => tokio::select! {
                 answer = &mut asked => answer,
-                epoch = self.watch.moved(view, shard) => {
+                epoch = self.watch.moved(view, shard), if whom == Whom::Owner => {
                     return Err(Met::Setback(Setback::Misdirected(epoch), ForwardError::Misdirected(shard)));
                 }
-                error = self.silence(&node.data, shard) => {
-                    return Err(Met::Setback(Setback::Unreachable, ForwardError::Unreachable { shard, error }));
-                }
+                error = self.upstream.silence(&node.data, shard, PATIENCE) => Err(error),
             },
         };
         match answer {
@@ -168,22 +168,7 @@ impl Forwarder {
                 Err(Met::Final(ForwardError::DeadlinePassed(self.request_timeout)))
             }
             Err(error @ UpstreamError::Overloaded { .. }) => Err(Met::Final(ForwardError::Overloaded(error))),
-            Err(error @ (UpstreamError::Unreachable { .. } | UpstreamError::Lost { .. })) => {
-                Err(Met::Setback(Setback::Unreachable, ForwardError::Unreachable { shard, error }))
-            }
-        }
-    }
-}
-
-impl Forwarder {
-    /// Resolves when a node does not even answer what needs no database.
-    async fn silence(&self, address: &str, shard: ShardId) -> UpstreamError {
-        loop {
-            let deadline = Instant::now() + OWNER_PATIENCE;
-            if let Err(error) = self.upstream.ask(address, Some(shard), RequestBody::Describe, deadline).await {
-                return error;
-            }
-            sleep(OWNER_PATIENCE).await;
+            Err(error) => Err(Met::Setback(Setback::Unreachable, ForwardError::Unreachable { shard, error })),
         }
     }
 }

@@ -46,6 +46,9 @@ struct Owner {
     nonce: u64,
     /// The last request that was answered.
     request: u64,
+    /// The last request whose grant it has acted on, and when it was heard to have done so.
+    granted: u64,
+    heard: Duration,
     /// The epoch up to which it has acted on its grants.
     seen: Epoch,
     /// Its lease has run out by then, whatever it was granted.
@@ -149,6 +152,14 @@ impl Coordinator {
         }
         owner.request = renew.request;
         owner.seen = renew.seen;
+        if owner.granted < renew.granted {
+            (owner.granted, owner.heard) = (renew.granted, now.boot);
+        }
+        // It is heard and hears nothing: the last lease that it acted on has run out (it had asked for it a period before it
+        // said so), and another would only keep its shards from others.
+        if owner.heard + self.times.bound(self.times.lease) - self.times.period < now.boot {
+            return Ok(None);
+        }
         self.needs_plan |= renew.is_leaving && !owner.is_leaving;
         owner.is_leaving |= renew.is_leaving;
         self.release(renew);
@@ -210,6 +221,8 @@ impl Coordinator {
             identity: renew.identity.clone(),
             nonce,
             request: 0,
+            granted: 0,
+            heard: now.boot,
             seen: Epoch::default(),
             // It may hold a lease of the term before.
             bound: now.boot + self.times.bound(self.times.lease),

@@ -6,16 +6,18 @@ mod connection;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::num::NonZeroU16;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 use sharding::id::ShardId;
 use sharding::wire::{AnswerBody, RequestBody};
 use tokio::sync::oneshot;
 use tokio::task::spawn_local;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::names::Names;
 pub use connection::ConnectError;
@@ -35,6 +37,12 @@ pub enum UpstreamError {
     /// It may have been asked.
     #[error("the connection to {address} broke before the answer came")]
     Lost {
+        /// Who was to be asked.
+        address: Arc<str>,
+    },
+    /// It does not even answer what needs no database.
+    #[error("{address} has fallen silent")]
+    Silent {
         /// Who was to be asked.
         address: Arc<str>,
     },
@@ -68,6 +76,39 @@ struct Link {
     /// As the node said last; one until it has.
     n_lanes: Cell<NonZeroU16>,
     lanes: RefCell<HashMap<u16, LaneLink>>,
+    /// Lanes that somebody has waited for too long.
+    watches: RefCell<HashMap<u16, Watch>>,
+}
+
+/// Looks whether a lane is there.
+struct Watch {
+    /// Those who wait for its silence.
+    waiters: Vec<oneshot::Sender<()>>,
+    is_silent: bool,
+    /// While it is silent: somebody would have asked it since the last look.
+    is_wanted: Cell<bool>,
+}
+
+impl Watch {
+    /// Whether the watch goes on.
+    fn take(&mut self, address: &str, answer: Result<AnswerBody, UpstreamError>) -> bool {
+        let is_silent = answer.is_err();
+        if self.is_silent != is_silent {
+            log::info!(address; "{}", if is_silent { "does not answer" } else { "answers again" });
+            self.is_silent = is_silent;
+            // For those who have just been told.
+            self.is_wanted.set(true);
+        }
+        if is_silent {
+            for waiter in self.waiters.drain(..) {
+                // One that has left is not missed.
+                let _ = waiter.send(());
+            }
+            return self.is_wanted.replace(false);
+        }
+        self.waiters.retain(|waiter| !waiter.is_closed());
+        !self.waiters.is_empty()
+    }
 }
 
 type Opened = Result<Rc<Connection>, UpstreamError>;
@@ -114,12 +155,67 @@ impl Upstream {
         answer.ok_or_else(|| UpstreamError::Lost { address: Arc::clone(&link.address) })
     }
 
+    /// Resolves, with [`UpstreamError::Silent`], when a lane of a node does not answer, for as long as `patience`, what
+    /// needs no database. It is asked again and again, with such a pause between, whoever waits for it.
+    pub async fn silence(self: &Rc<Self>, address: &str, shard: ShardId, patience: Duration) -> UpstreamError {
+        let link = self.link(address);
+        let lane = shard.lane(link.n_lanes.get());
+        let (waiter, silent) = oneshot::channel();
+        let is_watched = match link.watches.borrow_mut().entry(lane) {
+            Entry::Occupied(mut watch) => {
+                watch.get_mut().waiters.push(waiter);
+                true
+            }
+            Entry::Vacant(place) => {
+                place.insert(Watch { waiters: vec![waiter], is_silent: false, is_wanted: Cell::new(false) });
+                false
+            }
+        };
+        if !is_watched {
+            spawn_local(Rc::clone(self).watch(Rc::clone(&link), shard, lane, patience));
+        }
+        // The watch ends when nobody waits; if it panics, what it was to find out is true enough.
+        let _ = silent.await;
+        UpstreamError::Silent { address: Arc::clone(&link.address) }
+    }
+
+    /// Says when the lane of this shard has fallen silent: then there is no use in asking it.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Silent`].
+    pub fn check_silence(&self, address: &str, shard: ShardId) -> Result<(), UpstreamError> {
+        let link = self.link(address);
+        match link.watches.borrow().get(&shard.lane(link.n_lanes.get())) {
+            Some(Watch { is_silent: true, is_wanted, .. }) => {
+                is_wanted.set(true);
+                Err(UpstreamError::Silent { address: Arc::clone(&link.address) })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks a lane again and again, while anybody waits for its silence or its end.
+    async fn watch(self: Rc<Self>, link: Rc<Link>, shard: ShardId, lane: u16, patience: Duration) {
+        loop {
+            let deadline = Instant::now() + patience;
+            let answer = self.ask(&link.address, Some(shard), RequestBody::Describe, deadline).await;
+            let is_needed =
+                link.watches.borrow_mut().get_mut(&lane).is_some_and(|watch| watch.take(&link.address, answer));
+            if !is_needed {
+                link.watches.borrow_mut().remove(&lane);
+                return;
+            }
+            sleep(patience).await;
+        }
+    }
+
     fn link(&self, address: &str) -> Rc<Link> {
         if let Some(link) = self.links.borrow().get(address) {
             return Rc::clone(link);
         }
-        let (n_lanes, lanes) = (Cell::new(NonZeroU16::MIN), RefCell::default());
-        let link = Rc::new(Link { address: address.into(), n_lanes, lanes });
+        let n_lanes = Cell::new(NonZeroU16::MIN);
+        let (lanes, watches) = Default::default();
+        let link = Rc::new(Link { address: address.into(), n_lanes, lanes, watches });
         self.links.borrow_mut().insert(address.to_owned(), Rc::clone(&link));
         link
     }

@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -26,7 +27,7 @@ const RESTART_PAUSE: Duration = Duration::from_millis(100);
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// What a process is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// A `cache-node`.
@@ -137,6 +138,11 @@ impl Processes {
         started.recv().map_err(|_| gone())?
     }
 
+    /// Which process is which.
+    pub(super) fn pids(&self) -> Pids {
+        Pids(Arc::clone(&self.shared))
+    }
+
     pub(super) fn pid(&self, index: usize) -> Option<i32> {
         match self.shared.lock()[index].life {
             Life::Running { pid, .. } => Some(pid.as_raw()),
@@ -198,6 +204,31 @@ impl Processes {
     pub(super) fn stop_restarts(&self) {
         // A thread that has ended restarts nothing either.
         let _ = self.orders.send(Order::StopRestarts);
+    }
+}
+
+/// Which process is which, for as long as anybody asks.
+#[derive(Debug)]
+pub(super) struct Pids(Arc<Shared>);
+
+impl Pids {
+    /// Role and pod of the process that has a TCP socket with this local address (proc_net_tcp(5), proc_pid_fd(5)).
+    pub(super) fn of_socket(&self, address: SocketAddr) -> Option<(Role, usize)> {
+        let SocketAddr::V4(v4) = address else { return None };
+        let local = format!("{:08X}:{:04X}", u32::from_ne_bytes(v4.ip().octets()), v4.port());
+        let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
+        let inode = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find_map(|fields| {
+            (fields.get(1) == Some(&local.as_str())).then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
+        })?;
+        let socket = PathBuf::from(format!("socket:[{inode}]"));
+        let has_it = |pid: Pid| {
+            let files = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
+            files.flatten().find(|file| std::fs::read_link(file.path()).is_ok_and(|target| target == socket))
+        };
+        self.0.lock().iter().enumerate().find_map(|(index, process)| match process.life {
+            Life::Running { pid, .. } => has_it(pid).map(|_| (process.spec.role, index / 2)),
+            Life::None | Life::Ended(_) => None,
+        })
     }
 }
 

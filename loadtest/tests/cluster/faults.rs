@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::BytesMut;
 use loadtest::cluster::{Role, Signal};
@@ -17,29 +17,75 @@ use super::*;
 const RUNS: u64 = 2;
 /// Clients that read all the time.
 const CLIENTS: usize = 6;
-const KEYS: u64 = 500;
+pub(super) const KEYS: u64 = 500;
 /// No run needs longer to be whole again.
-const WHOLE_MAX: Duration = Duration::from_secs(10);
+pub(super) const WHOLE_MAX: Duration = Duration::from_secs(10);
 
-fn runs() -> u64 {
+pub(super) fn runs() -> u64 {
     std::env::var("FAULT_RUNS").ok().map_or(RUNS, |runs| runs.parse().expect("a number"))
 }
 
 /// What the clients of a run have seen.
-#[derive(Default)]
-struct Seen {
-    ends: AtomicBool,
-    reads: AtomicU64,
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub(super) reads: u64,
     /// Other answers than 200, by status, and requests without an answer.
-    errors: Mutex<BTreeMap<String, u64>>,
-    slowest: Mutex<Duration>,
+    pub(super) errors: BTreeMap<String, u64>,
+    pub(super) slowest: Duration,
+    /// Longest time without any good answer to any client.
+    pub(super) gap: Duration,
+    last_good: Option<Instant>,
 }
 
-/// Reads keys through the routers of `pods`, each client after the other's example.
-fn read(it: &Running, pods: &[usize], seen: &Seen) {
+impl Seen {
+    fn take(&mut self, began: Instant, error: Option<String>) {
+        let now = Instant::now();
+        self.reads += 1;
+        self.slowest = self.slowest.max(now - began);
+        match error {
+            Some(error) => *self.errors.entry(error).or_default() += 1,
+            None => {
+                self.gap = self.last_good.map_or(Duration::ZERO, |last| now - last).max(self.gap);
+                self.last_good = Some(now);
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for Seen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { reads, errors, slowest, gap, .. } = self;
+        write!(f, "{reads} reads, slowest {slowest:?}, longest gap {gap:?}, errors {errors:?}")
+    }
+}
+
+/// Reads through all routers of the first three pods while `work` goes on.
+pub(super) fn under_load<T>(it: &Running, work: impl FnOnce() -> T) -> (T, Seen) {
+    let (seen, ends) = (Mutex::default(), AtomicBool::new(false));
+    let done = std::thread::scope(|scope| {
+        // Raised by a panic of `work` too: else its clients would never end.
+        let _ends = Ends(&ends);
+        (0..CLIENTS).for_each(|_| {
+            scope.spawn(|| read(it, &seen, &ends));
+        });
+        eventually("the clients read", || seen.lock().expect("no panic under it").reads > 1000);
+        work()
+    });
+    (done, seen.into_inner().expect("no panic under it"))
+}
+
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn read(it: &Running, seen: &Mutex<Seen>, ends: &AtomicBool) {
     let client = client();
-    while !seen.ends.load(Ordering::Relaxed) {
-        let (pod, key) = (pods[fastrand::usize(..pods.len())], fastrand::u64(1..=KEYS));
+    while !ends.load(Ordering::Relaxed) {
+        let (pod, key) = (fastrand::usize(..3), fastrand::u64(1..=KEYS));
         let began = Instant::now();
         let answer = client.get(format!("{}/cache-data/{key}", it.cluster.url(pod))).send();
         let error = match answer {
@@ -50,21 +96,16 @@ fn read(it: &Running, pods: &[usize], seen: &Seen) {
             Ok(answer) => Some(format!("{}: {}", answer.status().as_u16(), answer.text().unwrap_or_default())),
             Err(error) => Some(error.to_string()),
         };
-        seen.reads.fetch_add(1, Ordering::Relaxed);
-        let mut slowest = seen.slowest.lock().expect("no panic under it");
-        *slowest = began.elapsed().max(*slowest);
-        if let Some(error) = error {
-            *seen.errors.lock().expect("no panic under it").entry(error).or_default() += 1;
-        }
+        seen.lock().expect("no panic under it").take(began, error);
     }
 }
 
-fn map(it: &Running, pod: usize) -> serde_json::Value {
+pub(super) fn map(it: &Running, pod: usize) -> serde_json::Value {
     it.get(pod, "/-/map").json().expect("JSON")
 }
 
 /// Whether every shard has an owner, and none of them is this pod.
-fn is_whole_without(map: &serde_json::Value, pod: usize) -> bool {
+pub(super) fn is_whole_without(map: &serde_json::Value, pod: usize) -> bool {
     let owners = map["owners"].as_object().expect("owners");
     let count = |ranges: &serde_json::Value| -> u64 {
         let length =
@@ -74,7 +115,7 @@ fn is_whole_without(map: &serde_json::Value, pod: usize) -> bool {
     !owners.contains_key(&format!("pod-{pod}")) && owners.values().map(count).sum::<u64>() == 1024
 }
 
-fn coordinator(it: &Running) -> usize {
+pub(super) fn coordinator(it: &Running) -> usize {
     let coordinates = |pod: &usize| {
         let page = it.client.get(format!("{}/metrics", it.cluster.control(*pod))).send().and_then(Response::text);
         page.is_ok_and(|page| Samples::parse(&page).sum("cache_node_coordinator", &[]) == 1.0)
@@ -95,12 +136,7 @@ fn end_under_load(what: &str, signal: Signal, is_victim: impl Fn(usize, usize) -
         let leader = coordinator(&it);
         let victim = (0..3).find(|pod| is_victim(*pod, leader)).expect("one of three");
         // The victim's own router goes on: it is another process.
-        let (pods, seen) = ([0, 1, 2], Seen::default());
-        let time = std::thread::scope(|scope| {
-            (0..CLIENTS).for_each(|_| {
-                scope.spawn(|| read(&it, &pods, &seen));
-            });
-            eventually("the clients read", || seen.reads.load(Ordering::Relaxed) > 1000);
+        let (time, seen) = under_load(&it, || {
             assert!(it.cluster.signal(Role::Node, victim, signal));
             let began = Instant::now();
             while !is_whole_without(&map(&it, (victim + 1) % 3), victim) {
@@ -111,16 +147,10 @@ fn end_under_load(what: &str, signal: Signal, is_victim: impl Fn(usize, usize) -
             it.cluster.wait_ended(Role::Node, victim, PATIENCE).expect("it has ended");
             it.cluster.start_again(Role::Node, victim).expect("starts");
             it.cluster.wait_ready(PATIENCE).expect("ready");
-            seen.ends.store(true, Ordering::Relaxed);
             time
         });
-        let errors = seen.errors.into_inner().expect("no panic under it");
-        let slowest = seen.slowest.into_inner().expect("no panic under it");
-        println!(
-            "{what}, run {run}: whole after {time:?}; {} reads, slowest {slowest:?}, errors {errors:?}",
-            seen.reads.load(Ordering::Relaxed)
-        );
-        assert!(errors.is_empty(), "{what}: {errors:?}");
+        println!("{what}, run {run}: whole after {time:?}; {seen}");
+        assert!(seen.errors.is_empty(), "{what}: {seen}");
         times.push(time);
     }
     times.sort_unstable();
@@ -165,7 +195,7 @@ fn n_moved(before: &BTreeMap<u64, String>, after: &BTreeMap<u64, String>) -> usi
 }
 
 /// Waits until so many nodes share all shards evenly; gives who owns what then.
-fn settled(it: &Running, n_nodes: usize) -> BTreeMap<u64, String> {
+pub(super) fn settled(it: &Running, n_nodes: usize) -> BTreeMap<u64, String> {
     let mut found = BTreeMap::new();
     eventually("the shards are shared evenly", || {
         found = owners(&map(it, 0));
@@ -194,27 +224,19 @@ fn nodes_come_and_go_under_load_and_no_more_moves_than_must() {
     [3, 4].into_iter().for_each(leave);
     let of_three = settled(&it, 3);
 
-    let seen = Seen::default();
-    let (of_five, of_three_again) = std::thread::scope(|scope| {
-        (0..CLIENTS).for_each(|_| {
-            scope.spawn(|| read(&it, &[0, 1, 2], &seen));
-        });
-        eventually("the clients read", || seen.reads.load(Ordering::Relaxed) > 1000);
+    let ((of_five, of_three_again), seen) = under_load(&it, || {
         for pod in [3, 4] {
             it.cluster.start_again(Role::Node, pod).expect("starts");
         }
         let of_five = settled(&it, 5);
         [3, 4].into_iter().for_each(leave);
-        let of_three_again = settled(&it, 3);
-        seen.ends.store(true, Ordering::Relaxed);
-        (of_five, of_three_again)
+        (of_five, settled(&it, 3))
     });
-    let errors = seen.errors.into_inner().expect("no panic under it");
     // The new two get their shares, and give them back; nothing else has to move.
     let newcomers = of_five.values().filter(|owner| ["pod-3", "pod-4"].contains(&owner.as_str())).count();
     let (joined, left) = (n_moved(&of_three, &of_five), n_moved(&of_five, &of_three_again));
-    println!("3 -> 5 nodes: {joined} of 1024 shards moved, {newcomers} must; 5 -> 3: {left}; errors {errors:?}");
-    assert!(errors.is_empty(), "{errors:?}");
+    println!("3 -> 5 nodes: {joined} of 1024 shards moved, {newcomers} must; 5 -> 3: {left}; {seen}");
+    assert!(seen.errors.is_empty(), "{seen}");
     // They may come one after the other: then the first hands some of its share to the second.
     let first_hands_over = 1024_usize.div_ceil(4) - 1024 / 5;
     assert!(joined <= newcomers + first_hands_over && left <= newcomers + first_hands_over, "{joined} {left}");

@@ -1,6 +1,7 @@
 //! The whole: real processes on free ports, a real database file, HTTP from outside.
 
 mod bad_input;
+mod cuts;
 mod database;
 mod docs;
 mod faults;

@@ -117,3 +117,23 @@ fn after_all_were_killed_with_their_clocks_set_back_there_is_one_cluster_of_a_hi
         assert!(world.is_whole() && world.highest_term > before);
     }
 }
+
+#[test]
+fn the_shards_of_a_node_that_is_heard_and_hears_nothing_go_to_others() {
+    for seed in 0..50 {
+        let mut world = settled(3, 4, seed);
+        world.cut.extend((0..3).map(|seed| (seed, 3)));
+        // The lease that it has runs out.
+        world.run_until(world.real + Duration::from_millis(1300)).expect("no violation");
+        assert!(!world.is_whole());
+        let time = until_whole(&mut world);
+        assert!(time <= Duration::from_millis(1600), "{time:?}");
+        world.cut.clear();
+        let owns = |world: &World| world.machines[3].life.as_ref().is_some_and(|life| life.mask != 0);
+        let healed = world.real;
+        while !(owns(&world) && world.is_whole()) {
+            world.run_until(world.real + Duration::from_millis(5)).expect("no violation");
+            assert!(world.real < healed + Duration::from_secs(3), "it does not come back");
+        }
+    }
+}

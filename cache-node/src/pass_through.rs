@@ -1,0 +1,143 @@
+//! Reads past an owner that a router cannot reach. What is read so is answered and not kept.
+//!
+//! The router's link may be the broken one, and the owner well: then no failover ever comes, and every read would cost the
+//! database. So the owner is asked first, by an ordinary request, which nobody passes on again. Readers of one key share
+//! one flight here too.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sharding::id::ShardId;
+use sharding::wire::{AnswerBody, Ask, Failure, FailureCode, RequestBody, Served};
+use tokio::time::{Instant, timeout};
+use transport::upstream::Upstream;
+
+use crate::metrics::LoadReason;
+use crate::node::Node;
+use crate::reply::Reply;
+use crate::shard::entries::Entry;
+use crate::shard::flight::{Boarding, FlightId, FlightKey, Flights};
+use crate::shard::{self, Work};
+
+/// After so long without an answer the owner is asked whether it is there, and gets as long to say so.
+const OWNER_PATIENCE: Duration = Duration::from_millis(100);
+/// What a caller is told to wait when too many keys are read past owners.
+const OVERLOADED_RETRY: Duration = Duration::from_secs(1);
+
+/// The reads past owners of one lane. All of it lives on the lane's thread.
+pub(crate) struct PassThrough {
+    node: Arc<Node>,
+    owners: Rc<Upstream>,
+    flights: RefCell<Flights<Reply>>,
+}
+
+impl PassThrough {
+    pub(crate) fn new(node: Arc<Node>) -> Self {
+        let owners = Upstream::new(Arc::clone(&node.names), node.in_flight_max, node.metrics.owner_connections.clone());
+        Self { node, owners: Rc::new(owners), flights: RefCell::new(Flights::new()) }
+    }
+
+    /// Answers a request: with a read of its key that is under way, or one of its own.
+    pub(crate) fn take(self: &Rc<Self>, work: Work) {
+        let Work { shard, region, key, reply, .. } = work;
+        let flight = (region, key);
+        let Boarding::Lead(id) = self.flights.borrow_mut().board(flight.clone(), Some(reply)) else { return };
+        let aboard = Aboard { pass: Rc::clone(self), flight, id };
+        actix_rt::spawn(async move {
+            let answer = aboard.pass.read(shard, aboard.flight.0, &aboard.flight.1).await;
+            aboard.land(&answer);
+        });
+    }
+
+    async fn read(&self, shard: ShardId, region: usize, key: &Bytes) -> AnswerBody {
+        let Ok(_permit) = self.node.passing.try_acquire() else {
+            let message = "too many keys are read past their owners already".to_owned();
+            let code = FailureCode::Overloaded;
+            return AnswerBody::Failed(Failure { code, retry_after: OVERLOADED_RETRY, message });
+        };
+        if let Some(answer) = self.ask_owner(shard, region, key).await {
+            return answer;
+        }
+        let region = &self.node.regions[region];
+        match region.load(key.clone(), LoadReason::PassThrough).await {
+            Ok(loaded) => {
+                let lifetime = region.freshness.lifetime(loaded.sent, loaded.content.is_none(), fastrand::f64());
+                let entry = Entry { content: loaded.content, lifetime };
+                shard::answer(&entry, Served::PassedThrough, false, std::time::Instant::now())
+            }
+            Err(error) => AnswerBody::Failed(error.failure()),
+        }
+    }
+
+    /// What the owner says, if this node can reach it. Its refusal to load is an answer too: it speaks for the database.
+    async fn ask_owner(&self, shard: ShardId, region: usize, key: &Bytes) -> Option<AnswerBody> {
+        let map = self.node.map()?;
+        let owner = map.owner_of(shard).filter(|owner| owner.node != self.node.name)?;
+        self.owners.check_silence(&owner.data, shard).ok()?;
+        let region = &self.node.regions[region];
+        let patience = region.loader.timeout();
+        let (name, key) = (Bytes::copy_from_slice(region.name.as_str().as_bytes()), key.clone());
+        let ask = Ask { deadline: patience, epoch: map.epoch(), shard, region: name, key };
+        let deadline = Instant::now() + patience;
+        let mut asked = std::pin::pin!(self.owners.ask(&owner.data, Some(shard), RequestBody::Get(ask), deadline));
+        let answer = match timeout(OWNER_PATIENCE, &mut asked).await {
+            Ok(answer) => answer,
+            Err(_) => tokio::select! {
+                answer = &mut asked => answer,
+                error = self.owners.silence(&owner.data, shard, OWNER_PATIENCE) => Err(error),
+            },
+        };
+        match answer {
+            Ok(answer @ (AnswerBody::Value { .. } | AnswerBody::Absent(_))) => Some(answer),
+            Ok(AnswerBody::Failed(failure)) if speaks_for_the_database(failure.code) => {
+                Some(AnswerBody::Failed(failure))
+            }
+            Ok(_) => None,
+            Err(error) => {
+                log::debug!(owner:% = owner.node; "an owner is passed by: {error}");
+                None
+            }
+        }
+    }
+}
+
+const fn speaks_for_the_database(code: FailureCode) -> bool {
+    matches!(code, FailureCode::Database | FailureCode::Overloaded)
+}
+
+/// A flight that this task flies. Dropped before it has landed, it answers whoever waits by dropping them.
+struct Aboard {
+    pass: Rc<PassThrough>,
+    flight: FlightKey,
+    id: FlightId,
+}
+
+impl Aboard {
+    fn land(self, answer: &AnswerBody) {
+        let metrics = &self.pass.node.regions[self.flight.0].metrics;
+        for reply in self.waiters() {
+            match answer {
+                AnswerBody::Value { entry, .. } | AnswerBody::Absent(entry) => {
+                    let is_ours = entry.served == Served::PassedThrough;
+                    if is_ours { &metrics.passed_through } else { &metrics.relayed }.inc();
+                }
+                AnswerBody::Failed(failure) => metrics.count_failure(failure.code),
+                _ => {}
+            }
+            reply.send(answer.clone());
+        }
+    }
+
+    fn waiters(&self) -> Vec<Reply> {
+        self.pass.flights.borrow_mut().land(&self.flight, self.id).unwrap_or_default()
+    }
+}
+
+impl Drop for Aboard {
+    fn drop(&mut self) {
+        drop(self.waiters());
+    }
+}

@@ -1,0 +1,107 @@
+//! Links between processes that can be cut, one way or both, without root: every node is reached through a relay of ours.
+//!
+//! A cut link carries nothing and says nothing, as when packets are dropped: whoever connects waits, and what was sent
+//! arrives when the link is whole again.
+
+use std::collections::HashSet;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use super::processes::{Pids, Role};
+
+/// A process of the cluster: what it is, and of which pod.
+pub type Party = (Role, usize);
+
+/// The relays of a cluster, one before each node. They end with the test's process.
+#[derive(Debug)]
+pub(super) struct Links {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// From whom to whom nothing passes.
+    cuts: Mutex<HashSet<(Party, Party)>>,
+    changed: Condvar,
+    pids: Pids,
+}
+
+impl Links {
+    /// Relays from each listener to the node of that pod.
+    pub(super) fn start(relays: Vec<(TcpListener, SocketAddr)>, pids: Pids) -> io::Result<Self> {
+        let shared = Arc::new(Shared { cuts: Mutex::default(), changed: Condvar::new(), pids });
+        for (pod, (listener, node)) in relays.into_iter().enumerate() {
+            let shared = Arc::clone(&shared);
+            thread(format!("relay {pod}"), move || accept(&shared, &listener, (Role::Node, pod), node))?;
+        }
+        Ok(Self { shared })
+    }
+
+    /// From now on nothing passes from the one to the other. The way back stays as it is.
+    pub(super) fn cut(&self, from: Party, to: Party) {
+        self.shared.lock().insert((from, to));
+    }
+
+    /// Every link is whole again.
+    pub(super) fn heal(&self) {
+        self.shared.lock().clear();
+        self.shared.changed.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, HashSet<(Party, Party)>> {
+        self.cuts.lock().expect("nothing panics while it holds the lock")
+    }
+
+    fn wait_whole(&self, from: Party, to: Party) {
+        let is_cut = |cuts: &mut HashSet<(Party, Party)>| cuts.contains(&(from, to));
+        drop(self.changed.wait_while(self.lock(), is_cut).expect("nothing panics while it holds the lock"));
+    }
+}
+
+fn accept(shared: &Arc<Shared>, listener: &TcpListener, to: Party, node: SocketAddr) {
+    while let Ok((near, peer)) = listener.accept() {
+        let shared = Arc::clone(shared);
+        let relay = move || {
+            // Its process has ended already, or it is the test itself.
+            let Some(from) = shared.pids.of_socket(peer) else { return };
+            // A handshake needs both ways.
+            shared.wait_whole(from, to);
+            shared.wait_whole(to, from);
+            let Ok(far) = TcpStream::connect(node) else { return };
+            // Without a pair of handles there is no connection: both ends see it closed.
+            let (Ok(near_too), Ok(far_too)) = (near.try_clone(), far.try_clone()) else { return };
+            let back = Arc::clone(&shared);
+            let started = thread("relay back".to_owned(), move || pump(&back, far_too, near_too, to, from));
+            if started.is_ok() {
+                pump(&shared, near, far, from, to);
+            }
+        };
+        if let Err(error) = thread("relay".to_owned(), relay) {
+            log::error!("a connection could not be relayed: {error}");
+        }
+    }
+}
+
+/// Carries bytes one way until either end closes; then both are closed.
+fn pump(shared: &Shared, mut source: TcpStream, mut sink: TcpStream, from: Party, to: Party) {
+    let mut chunk = [0; 64 * 1024];
+    // Whatever fails, the connection ends; both sides learn it by their sockets.
+    let _ = source.set_nodelay(true).and_then(|()| sink.set_nodelay(true));
+    while let Ok(len @ 1..) = source.read(&mut chunk) {
+        shared.wait_whole(from, to);
+        if sink.write_all(&chunk[..len]).is_err() {
+            break;
+        }
+    }
+    // The news of the end takes the same way.
+    shared.wait_whole(from, to);
+    let _ = sink.shutdown(Shutdown::Both);
+    let _ = source.shutdown(Shutdown::Both);
+}
+
+fn thread(name: String, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().name(name).spawn(work).map(drop)
+}
