@@ -35,7 +35,7 @@ impl Ballot {
 }
 
 /// What an acceptor answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Vote {
     /// It will accept no smaller ballot than this. `held`: by whom the lease is held, as far as it knows.
     Promise {
@@ -68,7 +68,7 @@ pub struct Accepted {
 }
 
 /// The acceptor of one seed. One for each; only its own thread changes it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Acceptor {
     times: Times,
     silent_until: Duration,

@@ -11,7 +11,7 @@ use crate::epoch::Term;
 use crate::times::{Lease, Now, Times};
 
 /// What a proposer sends to every seed, itself included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Proposal {
     /// First phase.
     Prepare(Ballot),
@@ -21,7 +21,7 @@ pub enum Proposal {
     Resign(Ballot),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Round {
     /// Until the next attempt.
     None,
@@ -55,7 +55,7 @@ struct Held {
 }
 
 /// The proposer of one seed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Proposer {
     times: Times,
     seed: u16,

@@ -11,6 +11,7 @@
 
 mod faults;
 mod invariants;
+mod model;
 mod planted;
 mod scenarios;
 mod world;
