@@ -18,11 +18,11 @@ SEED ?= 1
 sim: tools
 	SIMULATION_RUNS=$(RUNS) SIMULATION_SEED=$(SEED) $(CARGO) test --locked -p sharding --test simulation -- --nocapture
 
-# Processes that die under load, more often than in the tests: make faults FAULTS=20
+# Processes that die, stand still or lose each other under load, more often than in the tests: make faults FAULTS=20
 FAULTS ?= 20
 faults: tools
 	$(CARGO) build --workspace --locked
-	FAULT_RUNS=$(FAULTS) $(CARGO) test --locked -p loadtest --test cluster faults -- --nocapture --test-threads 1
+	FAULT_RUNS=$(FAULTS) $(CARGO) test --locked -p loadtest --test cluster -- faults:: cuts:: --nocapture --test-threads 1
 
 # Format, lints, documentation, and what comes in as a dependency.
 verify: tools

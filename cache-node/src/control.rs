@@ -38,7 +38,7 @@ async fn livez() -> HttpResponse {
 }
 
 async fn readyz(node: web::Data<Node>) -> HttpResponse {
-    let Some(waits_for) = node.waits_for() else {
+    let Some(waits_for) = node.is_unready() else {
         return HttpResponse::Ok().content_type("text/plain").body("ready\n");
     };
     HttpResponse::ServiceUnavailable().content_type("text/plain").body(format!("not ready: waits for {waits_for}\n"))

@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::Addr;
 use bytes::BytesMut;
@@ -104,7 +104,7 @@ async fn introduce(mut stream: TcpStream, node: Arc<Node>, lanes: Vec<Addr<Shard
             let message = format!("the node has its {} connections already; try again later", node.connections_max);
             return Err(refuse(&mut stream, message).await);
         };
-        stream.set_nodelay(true)?;
+        transport::names::tune(&stream)?;
         let greeting = timeout(GREETING_TIMEOUT, greeting(&mut stream)).await;
         let (greeting, reader) = greeting.map_err(|_| End::GreetingTimeout)??;
         let hello = match greeting {
@@ -137,7 +137,10 @@ async fn join_seed(
     let complaint = if join.protocol != PROTOCOL {
         format!("this node speaks protocol {PROTOCOL}, the other {}; use one release", join.protocol)
     } else if join.cluster != node.cluster {
-        "the seeds or n_shards of this node are not the other's; configure all alike, and restart all".to_owned()
+        "the seeds, n_shards or lease times of this node are not the other's; configure all alike, and restart all"
+            .to_owned()
+    } else if node.seed != Some(join.seed) {
+        format!("this is {}, not the seed that was meant; its name is found at a wrong address", node.name)
     } else {
         return Err(End::Link(membership::serve(stream, reader, Arc::clone(node), inbox).await));
     };
@@ -255,7 +258,7 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
             match node.map() {
                 Some(map) => {
                     let regions = node.regions.iter().map(Region::info).collect();
-                    reply.send(AnswerBody::Map(Box::new(MapAnswer { map, regions })));
+                    reply.send(AnswerBody::Map(Box::new(MapAnswer { map, regions, failover: node.failover })));
                 }
                 None => reply.fail(FailureCode::Overloaded, OVERLOADED_RETRY, "the node has no shard map yet"),
             }
@@ -267,7 +270,7 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
             return None;
         }
     };
-    let Ask { shard, region: name, key, .. } = ask;
+    let Ask { deadline, shard, region: name, key, .. } = ask;
     let Some(region) = node.region(&name) else {
         let message = format!("this node has no region {}", String::from_utf8_lossy(&name));
         reply.fail(FailureCode::UnknownRegion, Duration::ZERO, message);
@@ -279,7 +282,13 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
         reply.fail(FailureCode::Overloaded, OVERLOADED_RETRY, message);
         return None;
     }
-    Some(Work { op, shard, region, key, reply })
+    let work = Work { op, shard, region, key, until: Instant::now() + deadline, reply };
+    // A router whose map has another number of shards would have a value kept twice.
+    if sharding::hash::shard_of(&node.regions[region].name, &work.key, node.n_shards) != shard {
+        node.misdirect(work);
+        return None;
+    }
+    Some(work)
 }
 
 async fn write(mut to: OwnedWriteHalf, outbox: &Outbox, is_closing: &Cell<bool>, lane: &Lane) -> End {

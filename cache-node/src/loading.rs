@@ -105,15 +105,10 @@ impl Loader {
         Ok(Self { queue, limits })
     }
 
-    /// Longest time that a load may take.
-    pub(crate) const fn timeout(&self) -> Duration {
-        self.limits.timeout
-    }
-
     /// Reads a key.
     ///
     /// # Errors
-    /// [`LoadError`], at the latest after [`Loader::timeout`].
+    /// [`LoadError`], at the latest after [`LoaderLimits::timeout`].
     pub(crate) async fn load(&self, query: Arc<str>, key: Bytes, reason: LoadReason) -> Result<Loaded, LoadError> {
         let result = self.send(query, key, reason)?;
         match tokio::time::timeout(self.limits.timeout, result).await {

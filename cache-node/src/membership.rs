@@ -21,13 +21,15 @@ use sharding::wire::Control;
 use tokio::sync::mpsc;
 
 use crate::clock;
-use crate::node::{Node, Stage};
+use crate::node::{LeasePage, Node, Stage};
 use crate::shard::Resize;
 use crate::shard_region::{Release, Serve, ShardRegion};
 pub(crate) use links::serve;
 
 /// Messages that may wait on their way in, and on their way to one peer. One more is dropped, as on a bad link.
 const QUEUE_MAX: usize = 256;
+/// What people see of the leases that were granted is at most so old.
+const PAGE_PERIOD: Duration = Duration::from_millis(200);
 /// Most lives that a seed keeps a way to answer for.
 const NODES_MAX: usize = 4096;
 
@@ -68,6 +70,8 @@ pub(crate) struct Membership {
     links: Vec<Option<mpsc::Sender<Control>>>,
     /// The way back to each node that has asked.
     nodes: HashMap<Incarnation, mpsc::Sender<Control>>,
+    /// When people are told of the leases again.
+    next_page: Duration,
     n_owned: usize,
     /// Tenures that have begun: the last one's number.
     n_tenures: u64,
@@ -86,7 +90,19 @@ impl Membership {
         let links = (0..).zip(&place.seeds).map(link).collect();
         let ownership = Ownership::new(now, place.identity, node.n_shards, times);
         let (ordinal, nodes) = (place.ordinal, HashMap::new());
-        Self { node, lanes, me: life, ordinal, ownership, seed, links, nodes, n_owned: 0, n_tenures: 0 }
+        Self {
+            node,
+            lanes,
+            me: life,
+            ordinal,
+            ownership,
+            seed,
+            links,
+            nodes,
+            next_page: now.boot,
+            n_owned: 0,
+            n_tenures: 0,
+        }
     }
 
     /// Takes part until it has left, after it was asked to. Ends with a seed's lease given back.
@@ -123,7 +139,9 @@ impl Membership {
                 if self.nodes.len() >= NODES_MAX {
                     self.nodes.retain(|_, way| !way.is_closed());
                 }
-                self.nodes.insert(renew.incarnation, back);
+                if self.nodes.len() < NODES_MAX || self.nodes.contains_key(&renew.incarnation) {
+                    self.nodes.insert(renew.incarnation, back);
+                }
                 seed.handle_renew(now, renew);
             }
             // Nobody says these to whom they do not concern.
@@ -152,8 +170,22 @@ impl Membership {
         if let Some(seed) = &mut self.seed {
             self.node.set_vote(seed.votes(now), seed.term(now).is_some());
         }
+        self.show_granted(now);
         // What was answered to ourselves may have made something due.
         wake.min(self.ownership.next_renew())
+    }
+
+    /// Tells people whom this node has granted leases, if it coordinates.
+    fn show_granted(&mut self, now: Now) {
+        let Some(seed) = self.seed.as_mut().filter(|_| self.next_page <= now.boot) else { return };
+        self.next_page = now.boot + PAGE_PERIOD;
+        let page = |(member, life, left): (&Member, Incarnation, Duration)| LeasePage {
+            node: member.node.clone(),
+            incarnation: format!("{:016x}", life.0),
+            bound_left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+        };
+        let granted = seed.coordinator(now).map(|coordinator| coordinator.members(now).map(page).collect());
+        self.node.set_granted(granted.unwrap_or_default());
     }
 
     /// Sends whatever the seed's part has to say; to ourselves without a socket.

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 use sharding::epoch::Epoch;
 use sharding::id::{NShards, NodeId, ShardId};
 use sharding::map::ShardMap;
+use sharding::membership::Incarnation;
 use sharding::times::Lease;
 use sharding::wire::AnswerBody;
 use tokio::sync::{Semaphore, watch};
@@ -32,6 +33,11 @@ pub(crate) struct Node {
     pub(crate) n_shards: NShards,
     /// Hash of what all nodes of the cluster must agree on.
     pub(crate) cluster: u64,
+    incarnation: Incarnation,
+    /// See [`sharding::times::Times::failover`].
+    pub(crate) failover: Duration,
+    /// Its own among the seeds.
+    pub(crate) seed: Option<u16>,
     /// Where other nodes are found.
     pub(crate) names: Arc<Names>,
     pub(crate) regions: Arc<[Region]>,
@@ -58,6 +64,10 @@ pub(crate) struct Node {
     /// On a seed: whether its vote counts. Elsewhere always.
     votes: AtomicBool,
     coordinates: AtomicBool,
+    /// It has served its share once.
+    has_joined: AtomicBool,
+    /// Other members' leases, as this node sees them while it coordinates.
+    granted: ArcSwap<Vec<LeasePage>>,
     started: Instant,
 }
 
@@ -90,7 +100,10 @@ impl Node {
             name: args.name.clone(),
             n_lanes,
             n_shards: config.n_shards,
-            cluster: sharding::hash::cluster(&place.seeds, config.n_shards),
+            cluster: sharding::hash::cluster(&place.seeds, config.n_shards, &place.times),
+            seed: place.ordinal,
+            incarnation: place.identity.incarnation,
+            failover: place.times.failover(),
             names: Names::of_system(),
             regions,
             serving: metrics.shards_serving(),
@@ -107,6 +120,8 @@ impl Node {
             n_owned: AtomicUsize::new(0),
             votes: AtomicBool::new(place.ordinal.is_none()),
             coordinates: AtomicBool::new(false),
+            has_joined: AtomicBool::new(false),
+            granted: ArcSwap::default(),
             started: Instant::now(),
         })
     }
@@ -169,6 +184,12 @@ impl Node {
         self.n_owned.store(n_owned, Ordering::Relaxed);
     }
 
+    pub(crate) fn set_granted(&self, granted: Vec<LeasePage>) {
+        if !granted.is_empty() || !self.granted.load().is_empty() {
+            self.granted.store(Arc::new(granted));
+        }
+    }
+
     pub(crate) fn set_vote(&self, votes: bool, coordinates: bool) {
         self.votes.store(votes, Ordering::Relaxed);
         if self.coordinates.swap(coordinates, Ordering::Relaxed) != coordinates {
@@ -186,16 +207,31 @@ impl Node {
         *self.stage.borrow()
     }
 
-    /// What the node waits for; `None`: it is ready. Never because of what another node does.
-    pub(crate) fn waits_for(&self) -> Option<&'static str> {
+    /// Why the node is not ready; `None`: it is. Once it has joined, never because of what another node does: whoever is
+    /// cut from its lease still passes owners by, and has a router beside it.
+    pub(crate) fn is_unready(&self) -> Option<&'static str> {
+        if self.stage() == Stage::Serving && self.has_joined.load(Ordering::Relaxed) && self.votes() {
+            return None;
+        }
+        let waits_for = self.waits_for();
+        self.has_joined.fetch_or(waits_for.is_none(), Ordering::Relaxed);
+        waits_for
+    }
+
+    fn votes(&self) -> bool {
+        self.votes.load(Ordering::Relaxed)
+    }
+
+    /// What the node waits for before it serves all its shards; `None`: it does.
+    fn waits_for(&self) -> Option<&'static str> {
         if self.stage() != Stage::Serving {
             return Some("its end: it drains");
         }
-        if !self.votes.load(Ordering::Relaxed) {
+        if !self.votes() {
             return Some("its vote: a seed is silent for a while after its start");
         }
         if !self.holds_lease() {
-            return Some("its lease: no coordinator has answered yet");
+            return Some("its lease: no coordinator answers");
         }
         let Some(map) = self.map() else { return Some("the shard map") };
         let n_owned = self.n_owned.load(Ordering::Relaxed);
@@ -220,7 +256,9 @@ impl Node {
         NodePage {
             node: self.name.clone(),
             waits_for: self.waits_for(),
+            incarnation: format!("{:016x}", self.incarnation.0),
             coordinates: self.coordinates.load(Ordering::Relaxed),
+            granted: self.granted.load().to_vec(),
             lease_left_ms: u64::try_from(self.lease_left().as_millis()).unwrap_or(u64::MAX),
             epoch: self.map().map(|map| map.epoch()),
             n_lanes: self.n_lanes.get(),
@@ -237,13 +275,27 @@ pub(crate) struct NodePage {
     node: NodeId,
     /// Nothing: it is ready.
     waits_for: Option<&'static str>,
+    /// Drawn at its start.
+    incarnation: String,
     coordinates: bool,
+    /// Whom it has granted leases, while it coordinates.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    granted: Vec<LeasePage>,
     lease_left_ms: u64,
     epoch: Option<Epoch>,
     n_lanes: u16,
     shards_serving: i64,
     uptime_seconds: u64,
     regions: Vec<RegionPage>,
+}
+
+/// A lease that the coordinator has granted.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct LeasePage {
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: String,
+    /// Until it has surely run out.
+    pub(crate) bound_left_ms: u64,
 }
 
 #[derive(Debug, Serialize)]

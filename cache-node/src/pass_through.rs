@@ -13,7 +13,7 @@ use bytes::Bytes;
 use sharding::id::ShardId;
 use sharding::wire::{AnswerBody, Ask, Failure, FailureCode, RequestBody, Served};
 use tokio::time::{Instant, timeout};
-use transport::upstream::Upstream;
+use transport::upstream::{Upstream, UpstreamError};
 
 use crate::metrics::LoadReason;
 use crate::node::Node;
@@ -42,23 +42,23 @@ impl PassThrough {
 
     /// Answers a request: with a read of its key that is under way, or one of its own.
     pub(crate) fn take(self: &Rc<Self>, work: Work) {
-        let Work { shard, region, key, reply, .. } = work;
+        let Work { shard, region, key, until, reply, .. } = work;
         let flight = (region, key);
         let Boarding::Lead(id) = self.flights.borrow_mut().board(flight.clone(), Some(reply)) else { return };
         let aboard = Aboard { pass: Rc::clone(self), flight, id };
         actix_rt::spawn(async move {
-            let answer = aboard.pass.read(shard, aboard.flight.0, &aboard.flight.1).await;
+            let answer = aboard.pass.read(shard, aboard.flight.0, &aboard.flight.1, until.into()).await;
             aboard.land(&answer);
         });
     }
 
-    async fn read(&self, shard: ShardId, region: usize, key: &Bytes) -> AnswerBody {
+    async fn read(&self, shard: ShardId, region: usize, key: &Bytes, until: Instant) -> AnswerBody {
         let Ok(_permit) = self.node.passing.try_acquire() else {
             let message = "too many keys are read past their owners already".to_owned();
             let code = FailureCode::Overloaded;
             return AnswerBody::Failed(Failure { code, retry_after: OVERLOADED_RETRY, message });
         };
-        if let Some(answer) = self.ask_owner(shard, region, key).await {
+        if let Some(answer) = self.ask_owner(shard, region, key, until).await {
             return answer;
         }
         let region = &self.node.regions[region];
@@ -73,16 +73,20 @@ impl PassThrough {
     }
 
     /// What the owner says, if this node can reach it. Its refusal to load is an answer too: it speaks for the database.
-    async fn ask_owner(&self, shard: ShardId, region: usize, key: &Bytes) -> Option<AnswerBody> {
+    async fn ask_owner(&self, shard: ShardId, region: usize, key: &Bytes, until: Instant) -> Option<AnswerBody> {
         let map = self.node.map()?;
         let owner = map.owner_of(shard).filter(|owner| owner.node != self.node.name)?;
         self.owners.check_silence(&owner.data, shard).ok()?;
         let region = &self.node.regions[region];
-        let patience = region.loader.timeout();
         let (name, key) = (Bytes::copy_from_slice(region.name.as_str().as_bytes()), key.clone());
-        let ask = Ask { deadline: patience, epoch: map.epoch(), shard, region: name, key };
-        let deadline = Instant::now() + patience;
-        let mut asked = std::pin::pin!(self.owners.ask(&owner.data, Some(shard), RequestBody::Get(ask), deadline));
+        let ask = Ask {
+            deadline: until.saturating_duration_since(Instant::now()),
+            epoch: map.epoch(),
+            shard,
+            region: name,
+            key,
+        };
+        let mut asked = std::pin::pin!(self.owners.ask(&owner.data, Some(shard), RequestBody::Get(ask), until));
         let answer = match timeout(OWNER_PATIENCE, &mut asked).await {
             Ok(answer) => answer,
             Err(_) => tokio::select! {
@@ -96,6 +100,11 @@ impl PassThrough {
                 Some(AnswerBody::Failed(failure))
             }
             Ok(_) => None,
+            // It is there, and waits for its database: another read of the same would not be faster.
+            Err(error @ UpstreamError::DeadlinePassed { .. }) => {
+                let (code, retry_after) = (FailureCode::DeadlinePassed, Duration::ZERO);
+                Some(AnswerBody::Failed(Failure { code, retry_after, message: error.to_string() }))
+            }
             Err(error) => {
                 log::debug!(owner:% = owner.node; "an owner is passed by: {error}");
                 None

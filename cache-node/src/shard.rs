@@ -44,6 +44,8 @@ pub(crate) struct Work {
     /// Position of the region.
     pub(crate) region: usize,
     pub(crate) key: Bytes,
+    /// Whoever asked waits no longer.
+    pub(crate) until: Instant,
     pub(crate) reply: Reply,
 }
 
@@ -59,6 +61,20 @@ pub(crate) struct Landed {
     flight: FlightKey,
     id: FlightId,
     result: Result<Loaded, LoadError>,
+}
+
+/// Tells the shard of its load, however the load's task ends: its waiters are not stranded by a panic there.
+struct Landing {
+    shard: Addr<Shard>,
+    landed: Option<Landed>,
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        if let Some(landed) = self.landed.take() {
+            self.shard.do_send(landed);
+        }
+    }
 }
 
 /// The node owns this many shards now: its memory is split anew.
@@ -140,8 +156,11 @@ impl Shard {
         let (node, me) = (Arc::clone(&self.node), me.clone());
         // Not `ctx.spawn`: the actor would poll every load in the air again with every message.
         actix_rt::spawn(async move {
-            let result = node.regions[flight.0].load(flight.1.clone(), reason).await;
-            me.do_send(Landed { flight, id, result });
+            let mut landed =
+                Landing { shard: me, landed: Some(Landed { flight, id, result: Err(LoadError::GivenUp) }) };
+            if let Some(Landed { flight, result, .. }) = &mut landed.landed {
+                *result = node.regions[flight.0].load(flight.1.clone(), reason).await;
+            }
         });
     }
 

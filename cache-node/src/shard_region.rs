@@ -37,16 +37,11 @@ pub(crate) struct Lane {
 impl Lane {
     /// Gives every request to its shard: in one message for each shard, on this thread. What belongs to another lane
     /// crosses to it; what this node does not own is answered "misdirected".
-    pub(crate) fn dispatch(&self, works: Vec<Work>) {
-        let (passing, mut works): (Vec<Work>, Vec<Work>) =
-            works.into_iter().partition(|work| work.op == Op::PassThrough && !self.owns(work.shard));
-        for work in passing {
-            self.pass_through.take(work);
-        }
+    pub(crate) fn dispatch(&self, mut works: Vec<Work>) {
         works.sort_by_key(|work| work.shard);
-        while let Some(shard) = works.first().map(|work| work.shard) {
-            let others = works.split_off(works.partition_point(|work| work.shard == shard));
-            self.dispatch_to(shard, std::mem::replace(&mut works, others));
+        while let Some(shard) = works.last().map(|work| work.shard) {
+            let of_shard = works.split_off(works.partition_point(|work| work.shard < shard));
+            self.dispatch_to(shard, of_shard);
         }
     }
 
@@ -55,7 +50,7 @@ impl Lane {
         self.shards.borrow().get(shard.index()).is_some_and(Option::is_some) && self.node.holds_lease()
     }
 
-    fn dispatch_to(&self, shard: ShardId, works: Vec<Work>) {
+    fn dispatch_to(&self, shard: ShardId, mut works: Vec<Work>) {
         let lane = shard.lane(self.node.n_lanes);
         if lane != self.number {
             if let Some(lanes) = self.lanes.get() {
@@ -63,6 +58,9 @@ impl Lane {
                 lanes[usize::from(lane)].do_send(WrongLane(works));
             }
             return;
+        }
+        if works.iter().any(|work| work.op == Op::PassThrough) && !self.owns(shard) {
+            works.extract_if(.., |work| work.op == Op::PassThrough).for_each(|work| self.pass_through.take(work));
         }
         let owner = self.shards.borrow().get(shard.index()).cloned().flatten();
         match owner {

@@ -32,6 +32,8 @@ pub(crate) enum ForwardError {
     DeadlinePassed(Duration),
     #[error("{}", .0.message)]
     Node(Failure),
+    #[error("{why}")]
+    GivenUp { why: Box<Self>, retry_after: Duration },
 }
 
 /// What one thread needs to ask any node.
@@ -66,8 +68,7 @@ enum Whom {
     Past(usize),
 }
 
-/// After so long without an answer the router looks whether the node is there at all, and whether the shard has another
-/// owner by now.
+/// After so long without an answer the router looks whether the node is there at all.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 impl Forwarder {
@@ -98,9 +99,9 @@ impl Forwarder {
             // What the owner met says more than what those met who were asked past it.
             let error = first_error.get_or_insert(error);
             match tries.handle_setback(view.map.epoch(), setback) {
-                Next::GiveUp => return Err(error.clone()),
+                Next::GiveUp => return Err(self.given_up(error)),
                 Next::PassThrough(place) if wish.question != Question::Get || place >= view.map.members().len() => {
-                    return Err(error.clone());
+                    return Err(self.given_up(error));
                 }
                 Next::PassThrough(place) => {
                     self.watch.suspect();
@@ -118,6 +119,10 @@ impl Forwarder {
             }
             self.metrics.count_retry(reason(setback));
         }
+    }
+
+    fn given_up(&self, why: &ForwardError) -> ForwardError {
+        ForwardError::GivenUp { why: Box::new(why.clone()), retry_after: self.watch.retry_after() }
     }
 
     async fn try_once(&self, view: &View, shard: ShardId, whom: Whom, wish: &Wish<'_>) -> Result<AnswerBody, Met> {
@@ -145,12 +150,9 @@ impl Forwarder {
         let mut asked = std::pin::pin!(self.upstream.ask(&node.data, Some(shard), body, wish.deadline));
         let answer = match timeout(PATIENCE, &mut asked).await {
             Ok(answer) => answer,
-            // It waits for its database, or it stands still or is cut off: then it loses the shard.
+            // It waits for its database, or it stands still or is cut off.
             Err(_) => tokio::select! {
                 answer = &mut asked => answer,
-                epoch = self.watch.moved(view, shard), if whom == Whom::Owner => {
-                    return Err(Met::Setback(Setback::Misdirected(epoch), ForwardError::Misdirected(shard)));
-                }
                 error = self.upstream.silence(&node.data, shard, PATIENCE) => Err(error),
             },
         };

@@ -1,12 +1,11 @@
 //! The shard map and the regions, as far as this router knows: asked for once a period, and at once when a node says
 //! that there is something newer.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use sharding::epoch::Epoch;
-use sharding::id::ShardId;
 use sharding::map::{Member, ShardMap};
 use sharding::wire::{AnswerBody, MapAnswer, RegionInfo, RequestBody};
 use tokio::sync::{Notify, watch};
@@ -28,6 +27,8 @@ const SUSPECT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct View {
     pub(crate) map: Arc<ShardMap>,
     pub(crate) regions: Vec<RegionInfo>,
+    /// How long a failover takes.
+    failover: Duration,
 }
 
 impl View {
@@ -41,17 +42,28 @@ impl View {
 pub(crate) struct MapWatch {
     view: ArcSwapOption<View>,
     seen: watch::Sender<Option<Epoch>>,
-    /// A node that knows of a newer map.
-    hint: Mutex<Option<String>>,
+    /// The newest epoch that anybody waits for, and a node that knows of it.
+    wish: Mutex<(Epoch, Option<String>)>,
     wanted: Notify,
     suspected: Notify,
+    /// Since when an owner could not be reached, by this map.
+    suspected_since: Mutex<Option<Instant>>,
     metrics: Arc<Metrics>,
 }
 
 impl MapWatch {
     pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
         let (view, seen) = (ArcSwapOption::empty(), watch::Sender::new(None));
-        Self { view, seen, hint: Mutex::default(), wanted: Notify::new(), suspected: Notify::new(), metrics }
+        let suspected_since = Mutex::default();
+        Self {
+            view,
+            seen,
+            suspected_since,
+            wish: Mutex::default(),
+            wanted: Notify::new(),
+            suspected: Notify::new(),
+            metrics,
+        }
     }
 
     /// The newest view; `None` until some node has answered.
@@ -61,55 +73,62 @@ impl MapWatch {
 
     /// Waits for a map of this epoch or a newer one, of which the node at `address` knows.
     pub(crate) async fn reach(&self, epoch: Epoch, address: &str) {
-        *self.hint.lock().expect("nothing panics while it holds the lock") = Some(address.to_owned());
-        self.wanted.notify_one();
         let reached = |seen: &Option<Epoch>| seen.is_some_and(|seen| seen >= epoch);
+        if !reached(&self.seen.borrow()) {
+            let mut wish = self.wish();
+            *wish = (wish.0.max(epoch), Some(address.to_owned()));
+            drop(wish);
+            self.wanted.notify_one();
+        }
         self.seen.subscribe().wait_for(reached).await.expect("the sender lives as long as `self`");
     }
 
     /// Somebody could not reach an owner: there may be a newer map soon.
     pub(crate) fn suspect(&self) {
+        self.suspected_since().get_or_insert_with(Instant::now);
         self.suspected.notify_one();
     }
 
-    /// Waits until a shard has another owner than in this view; gives the epoch of that map.
-    pub(crate) async fn moved(&self, view: &View, shard: ShardId) -> Epoch {
-        let owner = |view: &View| view.map.owner_of(shard).map(|owner| owner.data.clone());
-        let before = owner(view);
-        loop {
-            if let Some(now) = self.view()
-                && now.map.epoch() > view.map.epoch()
-                && owner(&now) != before
-            {
-                return now.map.epoch();
-            }
-            self.suspect();
-            sleep(SUSPECT_PAUSE).await;
-        }
+    /// When an owner that cannot be reached will have a successor: what is left of a failover.
+    pub(crate) fn retry_after(&self) -> Duration {
+        let failover = self.view().map_or(Duration::ZERO, |view| view.failover);
+        let since = *self.suspected_since();
+        since.map_or(failover, |since| failover.saturating_sub(since.elapsed()))
+    }
+
+    fn suspected_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.suspected_since.lock().expect("nothing panics while it holds the lock")
     }
 
     /// Keeps the view fresh, for ever.
     pub(crate) async fn run(&self, upstream: &Upstream, seeds: &[Member], period: Duration) {
-        let mut turn = 0;
+        let (mut turn, mut last_error) = (0, String::new());
         loop {
-            let pause = match self.refresh(upstream, seeds, turn).await {
-                Ok(()) => period,
-                Err(error) => {
-                    log::warn!("no node tells the shard map, trying on: {error}");
-                    RETRY_PAUSE
-                }
-            };
+            let refreshed = self.refresh(upstream, seeds, turn).await;
+            let pause = if refreshed.is_ok() { period } else { RETRY_PAUSE };
+            let error = refreshed.err().unwrap_or_default();
+            if !error.is_empty() && error != last_error {
+                log::warn!("no node tells the shard map that is wanted, trying on: {error}");
+            }
+            last_error = error;
             turn += 1;
             // However it ends, it is time to ask again.
             tokio::select! {
                 () = self.wanted.notified() => {}
-                () = self.suspected.notified() => sleep(SUSPECT_PAUSE).await,
+                () = self.suspected.notified() => tokio::select! {
+                    () = self.wanted.notified() => {}
+                    () = sleep(SUSPECT_PAUSE) => {}
+                },
                 () = sleep(pause) => {}
             }
         }
     }
 
-    /// Asks one node after the other until one answers: first who was named, then all in turn.
+    fn wish(&self) -> MutexGuard<'_, (Epoch, Option<String>)> {
+        self.wish.lock().expect("nothing panics while it holds the lock")
+    }
+
+    /// Asks one node after the other until one answers with what is wished for: first who was named, then all in turn.
     async fn refresh(&self, upstream: &Upstream, seeds: &[Member], turn: usize) -> Result<(), String> {
         let view = self.view();
         let known = view.as_ref().map_or(&[][..], |view| view.map.members());
@@ -117,15 +136,22 @@ impl MapWatch {
         addresses.dedup();
         let n_addresses = addresses.len();
         addresses.rotate_left(turn % n_addresses.max(1));
-        let hint = self.hint.lock().expect("nothing panics while it holds the lock").take();
+        let (wished, hint) = {
+            let mut wish = self.wish();
+            (wish.0, wish.1.take())
+        };
 
         let mut last_error = "there is no node to ask".to_owned();
         for address in hint.as_deref().into_iter().chain(addresses) {
             let deadline = Instant::now() + ASK_TIMEOUT;
             match upstream.ask(address, None, RequestBody::GetMap, deadline).await {
                 Ok(AnswerBody::Map(answer)) => {
+                    let epoch = answer.map.epoch();
                     self.take(*answer);
-                    return Ok(());
+                    if epoch >= wished {
+                        return Ok(());
+                    }
+                    last_error = format!("{address} knows no newer map than {epoch}; wanted is {wished}");
                 }
                 Ok(AnswerBody::Failed(failure)) => last_error = format!("{address}: {}", failure.message),
                 Ok(_) => last_error = format!("{address} answers something else; is it a node of this release?"),
@@ -147,7 +173,8 @@ impl MapWatch {
         log::info!(epoch:%, nodes = answer.map.members().len(); "a new shard map");
         self.metrics.map_term.set(i64::try_from(epoch.term.counter).unwrap_or(i64::MAX));
         self.metrics.map_epoch.set(i64::try_from(epoch.seq).unwrap_or(i64::MAX));
-        self.view.store(Some(Arc::new(View { map: answer.map, regions: answer.regions })));
+        self.view.store(Some(Arc::new(View { map: answer.map, regions: answer.regions, failover: answer.failover })));
+        *self.suspected_since() = None;
         self.seen.send_replace(Some(epoch));
     }
 }
@@ -166,7 +193,7 @@ mod tests {
         let map = ShardMap::assigned(epoch, NShards::DEFAULT, members).expect("a map");
         let name = RegionName::parse(region).expect("a name");
         let regions = vec![RegionInfo { name, content_type: "text/plain".to_owned() }];
-        MapAnswer { map: Arc::new(map), regions }
+        MapAnswer { map: Arc::new(map), regions, failover: Duration::from_millis(1574) }
     }
 
     #[test]
@@ -183,5 +210,17 @@ mod tests {
         assert_eq!(seen(&watch), (2, "other".to_owned()));
         watch.take(answer(3, "three"));
         assert_eq!(seen(&watch), (3, "three".to_owned()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_left_of_a_failover_is_when_to_come_again() {
+        let watch = MapWatch::new(Arc::new(Metrics::new(&mut Registry::default())));
+        watch.take(answer(1, "one"));
+        watch.suspect();
+        tokio::time::advance(Duration::from_millis(1000)).await;
+        watch.suspect();
+        assert_eq!(watch.retry_after(), Duration::from_millis(574));
+        watch.take(answer(2, "two"));
+        assert_eq!(watch.retry_after(), Duration::from_millis(1574));
     }
 }

@@ -5,6 +5,7 @@ use twox_hash::XxHash3_64;
 
 use crate::id::{NShards, RegionName, ShardId};
 use crate::map::Member;
+use crate::times::Times;
 
 /// Region and key up to this many bytes are hashed without an allocation.
 const INLINE_BYTES: usize = 256;
@@ -31,11 +32,13 @@ fn hash(region: &[u8], key: &[u8]) -> u64 {
     XxHash3_64::oneshot(&bytes[..len])
 }
 
-/// Hash of what all nodes of a cluster must agree on: its seeds, in their order, and its number of shards.
+/// Hash of what all nodes of a cluster must agree on: its seeds, in their order, its number of shards, and how long
+/// leases last (who grants one and who holds it count it alike).
 #[must_use]
-pub fn cluster(seeds: &[Member], n_shards: NShards) -> u64 {
+pub fn cluster(seeds: &[Member], n_shards: NShards, times: &Times) -> u64 {
     let seeds: Vec<String> = seeds.iter().map(Member::to_string).collect();
-    XxHash3_64::oneshot(format!("{} {}", n_shards.get(), seeds.join(",")).as_bytes())
+    let leases = [times.coordinator_lease, times.lease, times.skew_max];
+    XxHash3_64::oneshot(format!("{} {leases:?} {}", n_shards.get(), seeds.join(",")).as_bytes())
 }
 
 #[cfg(test)]

@@ -32,8 +32,8 @@ pub enum MemberError {
     /// No port, no host, or too long.
     #[error("{0:?} is not host:port with a port of 1 to 65535")]
     Address(String),
-    /// Two members of the same name.
-    #[error("the node {0} is named twice")]
+    /// Two members of the same name or address.
+    #[error("the node {0} is named twice, or its address is")]
     Twice(NodeId),
     /// An empty list.
     #[error("no node is named; give at least one host:port")]
@@ -71,7 +71,7 @@ impl Member {
         let mut members: Vec<Self> = Vec::new();
         for one in text.split(',').map(str::trim).filter(|one| !one.is_empty()) {
             let member = Self::parse(one)?;
-            if members.iter().any(|known| known.node == member.node) {
+            if members.iter().any(|known| known.node == member.node || known.data == member.data) {
                 return Err(MemberError::Twice(member.node));
             }
             members.push(member);
@@ -256,7 +256,8 @@ mod tests {
         assert_eq!(Member::parse_list(" , "), Err(MemberError::None));
         let twice = Member::parse_list("a=h:1,a=h:2");
         assert_eq!(twice, Err(MemberError::Twice(NodeId::parse("a").expect("a name"))));
-        assert_eq!(Member::parse_list("a=h:1, b=h:1,").expect("two").len(), 2);
+        assert!(Member::parse_list("a=h:1,b=h:1").is_err(), "one vote would count twice");
+        assert_eq!(Member::parse_list("a=h:1, b=h:2,").expect("two").len(), 2);
     }
 
     #[test]

@@ -114,6 +114,11 @@ impl Proposer {
         }
     }
 
+    /// Another has given the lease back: there is nothing to wait for.
+    pub fn handle_free(&mut self, now: Now) {
+        self.next_round = self.next_round.min(now.boot + self.jitter());
+    }
+
     /// It drains: gives the lease back and wants no other.
     pub fn handle_leave(&mut self) {
         self.is_leaving = true;

@@ -78,6 +78,7 @@ impl Seed {
             Proposal::Propose(ballot) => self.acceptor.handle_propose(now, ballot),
             Proposal::Resign(ballot) => {
                 self.acceptor.handle_resign(ballot);
+                self.proposer.handle_free(now);
                 None
             }
         }
@@ -94,11 +95,19 @@ impl Seed {
         self.answer(now, &renew);
         let is_newest = match self.heard.get(&renew.incarnation) {
             Some((_, last)) => last.request < renew.request,
-            None => self.heard.len() < HEARD_MAX,
+            None => self.has_room(now),
         };
         if is_newest {
             self.heard.insert(renew.incarnation, (now.boot, renew));
         }
+    }
+
+    /// Forgets those who are quiet when there are too many.
+    fn has_room(&mut self, now: Now) -> bool {
+        if self.heard.len() >= HEARD_MAX {
+            self.heard.retain(|_, (heard, _)| now.boot < *heard + self.times.lease);
+        }
+        self.heard.len() < HEARD_MAX
     }
 
     /// It drains: gives the lease back and wants no other.

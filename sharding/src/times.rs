@@ -118,6 +118,12 @@ impl Times {
         Ok(())
     }
 
+    /// After this time the shards of an owner that is gone have others: its bound passes, and the next one asks.
+    #[must_use]
+    pub fn failover(&self) -> Duration {
+        self.bound(self.lease) + self.period
+    }
+
     /// After this time by one's own clock, a lease that another process counts as `lease` has run out: its clock may
     /// be slower, and it may have been frozen for a while that it does not notice.
     #[must_use]

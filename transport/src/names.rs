@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use socket2::TcpKeepalive;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -20,6 +21,9 @@ pub const PERIOD: Duration = Duration::from_secs(5);
 pub const PERIOD_AFTER_FAILURE: Duration = Duration::from_millis(500);
 /// A peer that has not acknowledged what was sent for so long is gone: it would have lost its lease by now.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(2);
+/// A peer that was quiet for so long is asked whether it is there.
+const IDLE_MAX: Duration = Duration::from_secs(5);
+const KEEPALIVE_PERIOD: Duration = Duration::from_secs(1);
 /// Most names that are remembered; pods keep theirs.
 const NAMES_MAX: usize = 4096;
 
@@ -46,6 +50,18 @@ impl Resolve for SystemResolver {
             Ok(tokio::net::lookup_host((host, port)).await?.collect())
         })
     }
+}
+
+/// Makes a connection send at once, and end when the peer's machine is gone: soon when something was sent to it, within
+/// ten seconds when all is quiet.
+///
+/// # Errors
+/// The machine's refusal.
+pub fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(stream);
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(IDLE_MAX).with_interval(KEEPALIVE_PERIOD))
 }
 
 /// Names and their addresses, for all threads of a process.
@@ -98,8 +114,7 @@ impl Names {
         let mut doubt = Doubt { names: self, address, is_cleared: false };
         let stream = TcpStream::connect(&addresses[..]).await?;
         doubt.is_cleared = true;
-        stream.set_nodelay(true)?;
-        socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
+        tune(&stream)?;
         Ok(stream)
     }
 

@@ -73,7 +73,7 @@ async fn connect(
     while waiting.try_recv().is_ok() {}
     let (from, to) = stream.into_split();
     let mut first = BytesMut::new();
-    Join::cluster(node.cluster).encode(&mut first);
+    Join::new(node.cluster, seed).encode(&mut first);
     let take = async |control| {
         // The receiver lives as long as the node does.
         let _ = inbox.send(Inbound::FromSeed(seed, control)).await;

@@ -49,6 +49,9 @@ pub(crate) struct EntryGauges {
     pub(crate) bytes: Gauge,
 }
 
+/// The cache keeps no entry larger than this share of its room (quick_cache's default `hot_allocation`).
+const HOT_PERCENT: u64 = 97;
+
 /// Too large to be kept.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct TooLarge;
@@ -73,7 +76,7 @@ impl Entries {
     /// known of its key before is forgotten.
     pub(crate) fn insert(&mut self, key: Box<[u8]>, entry: Entry) -> Result<(), TooLarge> {
         self.counted(|cache| {
-            if ByBytes.weight(&key, &entry) > cache.capacity() {
+            if ByBytes.weight(&key, &entry) > cache.capacity() / 100 * HOT_PERCENT {
                 cache.remove(&*key);
                 return Err(TooLarge);
             }

@@ -1,4 +1,7 @@
-use sharding::wire::{Hello, PROTOCOL};
+use sharding::id::NShards;
+use sharding::map::Member;
+use sharding::times::Times;
+use sharding::wire::{Hello, Join, PROTOCOL};
 
 use super::*;
 
@@ -53,6 +56,23 @@ fn a_router_of_another_protocol_is_refused_with_a_reason() {
     eventually("the refusal is counted", || {
         it.sum("cache_node_connections_closed_total", &["reason=\"refused\""]) == 1.0
     });
+}
+
+/// Else one vote could count twice: a name may be found at an address that is another seed's by now.
+#[test]
+fn a_node_that_means_another_seed_is_refused() {
+    let it = Scene::new("").start();
+    let seeds: Vec<String> = (0..3).map(|pod| format!("pod-{pod}={}", it.cluster.data_address(pod))).collect();
+    let seeds = Member::parse_list(&seeds.join(",")).expect("a list");
+    let cluster = sharding::hash::cluster(&seeds, NShards::DEFAULT, &Times::default());
+    let join = |cluster, seed| {
+        let mut bytes = bytes::BytesMut::new();
+        Join::new(cluster, seed).encode(&mut bytes);
+        raw(it.cluster.data_address(0), &bytes)
+    };
+    assert!(join(cluster, 1).contains("not the seed that was meant"));
+    assert!(join(cluster + 1, 0).contains("are not the other's"));
+    eventually("both are counted", || it.sum("cache_node_connections_closed_total", &["reason=\"refused\""]) == 2.0);
 }
 
 #[test]

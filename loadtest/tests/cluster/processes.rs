@@ -119,9 +119,11 @@ fn without_a_majority_reads_go_through_and_all_heals_when_it_is_back() {
         it.cluster.wait_ended(Role::Node, pod, PATIENCE).expect("killed");
     }
     eventually("the third stops owning and says why", || {
-        let answer = it.client.get(format!("{}/readyz", it.cluster.control(2))).send().expect("it lives");
+        let answer = it.client.get(format!("{}/-/node", it.cluster.control(2))).send().expect("it lives");
         answer.text().expect("text").contains("its lease")
     });
+    let ready = it.client.get(format!("{}/readyz", it.cluster.control(2))).send().expect("it lives");
+    assert_eq!(ready.status(), 200, "a node is not sick because others are");
     for i in 0..10 {
         let answer = it.get(2, &format!("/things/key%20{i}"));
         assert_eq!(answer.status(), 200, "{:?}", answer.headers());

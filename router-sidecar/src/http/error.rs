@@ -147,6 +147,7 @@ impl From<ForwardError> for Problem {
         let detail = error.to_string();
         match error {
             ForwardError::NoMap => Self::no_map(),
+            ForwardError::GivenUp { why, retry_after } => Self::from(*why).retry_after(retry_after.max(RETRY_SOON)),
             ForwardError::NoOwner(_) | ForwardError::Misdirected(_) | ForwardError::Unreachable { .. } => {
                 let status = StatusCode::SERVICE_UNAVAILABLE;
                 Self::new(status, "owner-unreachable", "Owner unreachable", detail).retry_after(RETRY_SOON)

@@ -151,6 +151,8 @@ pub struct MapAnswer {
     pub map: Arc<ShardMap>,
     /// The data sets.
     pub regions: Vec<RegionInfo>,
+    /// How long it takes until the shards of an owner that is gone have others; to the millisecond.
+    pub failover: Duration,
 }
 
 /// What a router needs to know of a region.
@@ -330,6 +332,7 @@ impl FailureCode {
 impl MapAnswer {
     fn encode(&self, out: &mut BytesMut) {
         encode_map(&self.map, out);
+        out.put_u32_le(millis(self.failover));
         put_count(out, self.regions.len());
         for region in &self.regions {
             put_short(out, region.name.as_str().as_bytes());
@@ -339,11 +342,12 @@ impl MapAnswer {
 
     fn decode(fields: &mut Fields) -> Result<Self, WireError> {
         let map = Arc::new(decode_map(fields)?);
+        let failover = Duration::from_millis(u64::from(fields.u32()?));
         let regions = many(fields, |fields| {
             let name = RegionName::parse(&fields.text("region name")?).map_err(|_| WireError::Field("region name"))?;
             Ok(RegionInfo { name, content_type: fields.text("content type")? })
         })?;
-        Ok(Self { map, regions })
+        Ok(Self { map, regions, failover })
     }
 }
 

@@ -33,15 +33,17 @@ pub const IDENTITY_BYTES_MAX: usize = 1024;
 pub struct Join {
     /// Protocol that the node speaks.
     pub protocol: u16,
-    /// Hash of what all nodes of a cluster must agree on: the seeds and the number of shards. A seed refuses another.
+    /// Hash of what all nodes of a cluster must agree on ([`crate::hash::cluster`]). A seed refuses another.
     pub cluster: u64,
+    /// Ordinal of the seed that is meant: votes are counted by it, so no other process may answer in its place.
+    pub seed: u16,
 }
 
 impl Join {
     /// The greeting of this release.
     #[must_use]
-    pub const fn cluster(cluster: u64) -> Self {
-        Self { protocol: PROTOCOL, cluster }
+    pub const fn new(cluster: u64, seed: u16) -> Self {
+        Self { protocol: PROTOCOL, cluster, seed }
     }
 
     /// Appends the frame.
@@ -50,6 +52,7 @@ impl Join {
             out.put_slice(&MAGIC);
             out.put_u16_le(self.protocol);
             out.put_u64_le(self.cluster);
+            out.put_u16_le(self.seed);
         });
     }
 
@@ -57,7 +60,7 @@ impl Join {
         if fields.array()? != MAGIC {
             return Err(WireError::NoGreeting);
         }
-        let join = Self { protocol: fields.u16()?, cluster: fields.u64()? };
+        let join = Self { protocol: fields.u16()?, cluster: fields.u64()?, seed: fields.u16()? };
         if join.protocol == PROTOCOL {
             fields.end()?;
         }

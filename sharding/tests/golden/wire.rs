@@ -91,9 +91,10 @@ fn what_a_node_sends() {
     let map = ShardMap::new(EPOCH, members, vec![Some(0), None]).expect("a map");
     let name = RegionName::parse("r").expect("a name");
     let regions = vec![RegionInfo { name, content_type: "t".to_owned() }];
-    let map = AnswerBody::Map(Box::new(MapAnswer { map: Arc::new(map), regions }));
-    let map_hex = format!("07000000 {EPOCH_HEX} 0100 0200 6e30 0300 683a31 0200 0000 ffff 0100 0100 72 0100 74");
-    from_node(&answer(map), &format!("30000000 47 {map_hex}"));
+    let map = AnswerBody::Map(Box::new(MapAnswer { map: Arc::new(map), regions, failover: Duration::from_secs(1) }));
+    let map_hex =
+        format!("07000000 {EPOCH_HEX} 0100 0200 6e30 0300 683a31 0200 0000 ffff e8030000 0100 0100 72 0100 74");
+    from_node(&answer(map), &format!("34000000 47 {map_hex}"));
 }
 
 #[test]
@@ -107,7 +108,7 @@ fn nodes_and_seeds() {
         assert_eq!(out, bytes(hex), "{control:?}");
         assert_eq!(Control::decode(bytes(hex).slice(4..)), Ok(control));
     };
-    to_node(&ToNode::Join(Join::cluster(7)), "0f000000 20 64636368 0100 0700000000000000");
+    to_node(&ToNode::Join(Join::new(7, 2)), "11000000 20 64636368 0100 0700000000000000 0200");
     for (phase, proposal) in
         ["00", "01", "02"].iter().zip([Proposal::Prepare(ballot), Proposal::Propose(ballot), Proposal::Resign(ballot)])
     {
