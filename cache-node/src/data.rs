@@ -189,12 +189,12 @@ pub(crate) async fn serve(connect: Connect, lane: Rc<Lane>) {
 }
 
 async fn exchange(stream: TcpStream, reader: FrameReader, lane: &Lane) -> End {
-    let (read_half, write_half) = stream.into_split();
+    let (mut read_half, write_half) = stream.into_split();
     let outbox = Arc::new(Outbox::default());
     let is_closing = Cell::new(false);
     let mut writing = std::pin::pin!(write(write_half, &outbox, &is_closing, lane));
     let end = tokio::select! {
-        end = read(read_half, reader, &outbox, lane) => end,
+        end = read(&mut read_half, reader, &outbox, lane) => end,
         end = &mut writing => return end,
     };
     if matches!(end, End::Closed | End::Drained) {
@@ -202,11 +202,16 @@ async fn exchange(stream: TcpStream, reader: FrameReader, lane: &Lane) -> End {
         is_closing.set(true);
         outbox.wake();
         writing.await;
+        // Closed with something unread, the kernel would throw away answers that are still on their way.
+        let mut unread = [0; 4096];
+        let discard = async { while matches!(read_half.read(&mut unread).await, Ok(1..)) {} };
+        // A router that does not close has had its time.
+        let _ = timeout(WRITE_TIMEOUT, discard).await;
     }
     end
 }
 
-async fn read(mut from: OwnedReadHalf, mut reader: FrameReader, outbox: &Arc<Outbox>, lane: &Lane) -> End {
+async fn read(from: &mut OwnedReadHalf, mut reader: FrameReader, outbox: &Arc<Outbox>, lane: &Lane) -> End {
     let mut stage = lane.node.stage.subscribe();
     loop {
         if let Err(error) = take_in(&mut reader, outbox, lane) {

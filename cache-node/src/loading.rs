@@ -142,9 +142,11 @@ impl<D: Database, C: Fn() -> Result<D, DatabaseError>> LoaderThread<C> {
         while let Ok(first) = self.waiting.recv() {
             let mut batch = vec![first];
             batch.extend(self.waiting.try_iter().take(self.limits.keys_max - 1));
-            let now = Instant::now();
-            batch.retain(|load| load.until > now && !load.done.is_closed());
-            while let Some(first) = batch.first() {
+            loop {
+                // Looked at before each operation: the one before may have taken long.
+                let now = Instant::now();
+                batch.retain(|load| load.until > now && !load.done.is_closed());
+                let Some(first) = batch.first() else { break };
                 let query = Arc::clone(&first.query);
                 let (same, others) = batch.into_iter().partition(|load| *load.query == *query);
                 self.read(&mut connection, &query, same);

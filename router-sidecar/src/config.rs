@@ -41,7 +41,13 @@ pub struct Args {
     /// Most keys in one POST; more are answered 413.
     #[arg(long, env = "ROUTER_BATCH_KEYS_MAX", default_value_t = 1000)]
     pub batch_keys_max: usize,
-    /// Longest time to finish requests in flight after SIGTERM; must be below the pod's grace period.
+    /// Most bytes of values in the answer to one POST; keys beyond it are answered 413.
+    #[arg(long, env = "ROUTER_BATCH_BYTES_MAX", default_value_t = 64 * 1024 * 1024)]
+    pub batch_bytes_max: usize,
+    /// How long it goes on taking requests after SIGTERM, unready already: until whoever sends them has noticed.
+    #[arg(long, env = "ROUTER_DRAIN_DELAY", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub drain_delay: Duration,
+    /// Longest time to finish requests in flight after that; with the delay it must be below the pod's grace period.
     #[arg(long, env = "ROUTER_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
 }

@@ -9,7 +9,7 @@ mod target;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use actix_web::http::Method;
+use actix_web::http::{ConnectionType, Method};
 use actix_web::{HttpRequest, HttpResponse, Resource, Route, guard, web};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
@@ -32,6 +32,7 @@ pub(crate) struct HttpState {
     pub(crate) registry: Arc<Registry>,
     pub(crate) body_bytes_max: usize,
     pub(crate) batch_keys_max: usize,
+    pub(crate) batch_bytes_max: usize,
     /// Turns true once, when the router is told to leave.
     pub(crate) drain: watch::Receiver<bool>,
 }
@@ -68,7 +69,11 @@ async fn entry_or_region(request: HttpRequest, payload: web::Payload, state: Sha
         Ok((region, answer)) => (region, Ok(answer)),
         Err((region, problem)) => (region, Err(problem)),
     };
-    let response = answer.unwrap_or_else(|problem| problem.answer(&request));
+    let mut response = answer.unwrap_or_else(|problem| problem.answer(&request));
+    if *state.drain.borrow() {
+        // Whoever keeps the connection finds another router with the next one.
+        response.head_mut().set_connection_type(ConnectionType::Close);
+    }
     let status = response.status().as_u16();
     state.metrics.count_request(region.as_deref().unwrap_or(NO_REGION), status, started.elapsed());
     log::debug!(method:% = request.method(), path = request.path(), status; "answered");

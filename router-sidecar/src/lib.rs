@@ -74,6 +74,7 @@ pub fn run(args: &Args) -> Result<(), RouterError> {
 
         drain::asked_to_stop().await?;
         drain.send_replace(true);
+        tokio::time::sleep(args.drain_delay).await;
         handle.stop(true).await;
         // It has stopped: what it would say now concerns nobody.
         let _ = server.await;
@@ -113,6 +114,7 @@ fn serve(
             registry: Arc::clone(&registry),
             body_bytes_max: limits.body_bytes_max,
             batch_keys_max: limits.batch_keys_max,
+            batch_bytes_max: limits.batch_bytes_max,
             drain: drain.clone(),
         };
         App::new().configure(|config| http::routes(config, state))

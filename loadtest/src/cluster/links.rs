@@ -7,8 +7,13 @@ use std::collections::HashSet;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use super::processes::{Pids, Role};
+
+/// Looks for the process at the other end of a connection, and the first pause between them; it grows.
+const LOOKS_MAX: u32 = 6;
+const LOOK_PAUSE: Duration = Duration::from_millis(5);
 
 /// A process of the cluster: what it is, and of which pod.
 pub type Party = (Role, usize);
@@ -55,6 +60,15 @@ impl Shared {
         self.cuts.lock().expect("nothing panics while it holds the lock")
     }
 
+    /// Whose socket this is; nobody's: its process has ended already, or it is the test itself.
+    fn whose(&self, peer: SocketAddr) -> Option<Party> {
+        // The kernel's table is read in pieces, and may miss one while others come and go.
+        (0..LOOKS_MAX).find_map(|look| {
+            std::thread::sleep(look * LOOK_PAUSE);
+            self.pids.of_socket(peer)
+        })
+    }
+
     fn wait_whole(&self, from: Party, to: Party) {
         let is_cut = |cuts: &mut HashSet<(Party, Party)>| cuts.contains(&(from, to));
         drop(self.changed.wait_while(self.lock(), is_cut).expect("nothing panics while it holds the lock"));
@@ -65,8 +79,7 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener, to: Party, node: SocketA
     while let Ok((near, peer)) = listener.accept() {
         let shared = Arc::clone(shared);
         let relay = move || {
-            // Its process has ended already, or it is the test itself.
-            let Some(from) = shared.pids.of_socket(peer) else { return };
+            let Some(from) = shared.whose(peer) else { return };
             // A handshake needs both ways.
             shared.wait_whole(from, to);
             shared.wait_whole(to, from);

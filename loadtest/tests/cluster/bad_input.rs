@@ -127,3 +127,23 @@ fn a_key_means_what_it_says_decoded_once() {
     assert_eq!(it.sum("cache_node_database_keys_total", &[]), 11.0, "each key was read once, however it was written");
     assert_eq!(it.get(0, "/things/042").status(), 404, "042 is not 42");
 }
+
+#[test]
+fn an_answer_to_many_keys_is_bounded_and_says_which_are_missing() {
+    let mut scene = Scene::new("INSERT INTO things VALUES ('a', '123456'), ('b', '123456'), ('c', '1')");
+    scene.options.router_args = vec!["--batch-bytes-max".to_owned(), "10".to_owned()];
+    let it = scene.start();
+    let url = format!("{}/things", it.cluster.url(0));
+    let answer = it.client.post(url).body(r#"{"keys":["a","b","c"]}"#).send().expect("an answer");
+    let page: Value = answer.json().expect("JSON");
+    let results = page["results"].as_array().expect("a list");
+    assert_eq!(results.len(), 3, "{page}");
+    for result in results {
+        match result["status"].as_u64() {
+            Some(200) => assert!(result["text"].is_string(), "{page}"),
+            status => assert!(status == Some(413) && result["detail"].is_string(), "{page}"),
+        }
+    }
+    let bytes: usize = results.iter().filter_map(|result| result["text"].as_str()).map(str::len).sum();
+    assert!(0 < bytes && bytes <= 10, "{page}");
+}

@@ -277,6 +277,15 @@ fn answer(stream: &mut TcpStream) -> AnswerBody {
     }
 }
 
+/// Whether every thread of a process is stopped (proc_pid_stat(5): the state follows the name in parentheses).
+fn stands_still(pid: i32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    })
+}
+
 #[test]
 fn a_node_that_stood_still_serves_nothing_from_memory() {
     let it = Scene::demo(KEYS).start();
@@ -293,6 +302,8 @@ fn a_node_that_stood_still_serves_nothing_from_memory() {
         });
         let key = found.expect("a key");
         assert!(it.cluster.signal(Role::Node, victim, Signal::SIGSTOP));
+        // The signal is sent: its threads stop when they hear of it.
+        eventually("all of it stands still", || stands_still(it.cluster.pid(Role::Node, victim).expect("it runs")));
         let mut waiting: Vec<TcpStream> = (0..20).map(|_| ask_directly(&it, victim, &key)).collect();
         // Of the coordinator itself: a router's map may be an earlier one.
         let of_leader = || -> serde_json::Value {

@@ -21,6 +21,21 @@ fn a_cluster_drains_at_once_though_clients_keep_their_connections() {
 }
 
 #[test]
+fn a_router_goes_on_for_a_while_after_it_was_told_to_leave() {
+    let mut scene = Scene::new("INSERT INTO things VALUES ('a', 'b')");
+    scene.options.router_args = vec!["--drain-delay".to_owned(), "2s".to_owned()];
+    let it = scene.start();
+    let began = Instant::now();
+    assert!(it.cluster.signal(Role::Router, 0, Signal::SIGTERM));
+    eventually("it says that it leaves", || it.get(0, "/readyz").status() == 503);
+    let answer = client().get(format!("{}/things/a", it.cluster.url(0))).send().expect("a new connection is answered");
+    assert_eq!(header(&answer, "connection"), "close");
+    assert_eq!(answer.text().expect("text"), "b");
+    let status = it.cluster.wait_ended(Role::Router, 0, PATIENCE).expect("ends");
+    assert!(status.success() && began.elapsed() >= Duration::from_secs(2), "{status} after {:?}", began.elapsed());
+}
+
+#[test]
 fn a_request_in_flight_is_answered_before_its_router_and_node_leave() {
     let it = Scene::new("INSERT INTO things VALUES ('a', 'b')").start();
     let owner = it.owner("things", "a");

@@ -1,10 +1,12 @@
-//! `POST /{region}`: many values in one request, each asked of its owner at the same time.
+//! `POST /{region}`: many values in one request, asked of their owners at the same time.
+
+use std::cell::Cell;
 
 use actix_web::{HttpResponse, web};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sharding::id::KEY_BYTES_MAX;
@@ -14,6 +16,9 @@ use tokio::time::timeout;
 use super::HttpState;
 use super::error::Problem;
 use crate::forward::Question;
+
+/// Keys of one request that are asked for at a time.
+const IN_FLIGHT_MAX: usize = 256;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -79,28 +84,48 @@ pub(super) async fn post(
         return Err(Problem::too_many_keys(keys.len(), state.batch_keys_max));
     }
     let is_json = region.content_type.split(';').next().is_some_and(|media| media.trim() == "application/json");
-    let results = join_all(keys.iter().map(|key| one(state, region, is_json, key))).await;
+    let room = Cell::new(state.batch_bytes_max);
+    let asked = keys.iter().map(|key| one(state, region, is_json, key, &room));
+    let results = stream::iter(asked).buffered(IN_FLIGHT_MAX).collect().await;
     Ok(HttpResponse::Ok().insert_header(("cache-control", "no-store")).json(Results { results }))
 }
 
-async fn one<'a>(state: &HttpState, region: &RegionInfo, is_json: bool, key: &'a str) -> OneResult<'a> {
-    let plain = OneResult { key, status: 200, etag: None, age: None, value: None, detail: None };
+/// Asks for one key. `room`: bytes of values for which this answer still has room.
+async fn one<'a>(
+    state: &HttpState,
+    region: &RegionInfo,
+    is_json: bool,
+    key: &'a str,
+    room: &Cell<usize>,
+) -> OneResult<'a> {
+    let plain = || OneResult { key, status: 200, etag: None, age: None, value: None, detail: None };
     if key.is_empty() || key.len() > KEY_BYTES_MAX {
         let detail = Some(format!("a key has 1 to {KEY_BYTES_MAX} bytes, this one has {}", key.len()));
-        return OneResult { status: if key.is_empty() { 400 } else { 414 }, detail, ..plain };
+        return OneResult { status: if key.is_empty() { 400 } else { 414 }, detail, ..plain() };
+    }
+    let no_room = || {
+        let detail = format!("the values before have {} bytes already; ask for this one again", state.batch_bytes_max);
+        OneResult { status: 413, detail: Some(detail), ..plain() }
+    };
+    if room.get() == 0 {
+        return no_room();
     }
     let answer = state.forwarder.ask(Question::Get, &region.name, Bytes::copy_from_slice(key.as_bytes())).await;
     match answer {
-        Ok(AnswerBody::Value { entry, etag, value }) => OneResult {
-            etag: Some(etag.to_string()),
-            age: Some(entry.age.as_secs()),
-            value: Some(Value::of(&value, is_json)),
-            ..plain
-        },
-        Ok(_) => OneResult { status: 404, ..plain },
+        Ok(AnswerBody::Value { value, .. }) if value.len() > room.get() => {
+            room.set(0);
+            no_room()
+        }
+        Ok(AnswerBody::Value { entry, etag, value }) => {
+            room.set(room.get() - value.len());
+            let (etag, age) = (Some(etag.to_string()), Some(entry.age.as_secs()));
+            OneResult { etag, age, value: Some(Value::of(&value, is_json)), ..plain() }
+        }
+        Ok(AnswerBody::Absent(_)) => OneResult { status: 404, ..plain() },
+        Ok(_) => OneResult { status: 500, detail: Some("the owner answers something else".to_owned()), ..plain() },
         Err(error) => {
             let problem = Problem::from(error);
-            OneResult { status: problem.status.as_u16(), detail: Some(problem.detail), ..plain }
+            OneResult { status: problem.status.as_u16(), detail: Some(problem.detail), ..plain() }
         }
     }
 }
