@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::Addr;
 use bytes::BytesMut;
@@ -18,7 +18,7 @@ use sharding::wire::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::membership::links::LinkEnd;
 use crate::membership::{self, Inbox};
@@ -258,7 +258,7 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
     let (op, ask) = match request.body {
         RequestBody::Get(ask) => (Op::Get, ask),
         RequestBody::Explain(ask) => (Op::Explain, ask),
-        RequestBody::PassThrough(ask) => (Op::PassThrough, ask),
+        RequestBody::PassThrough(ask) => (Op::PassThrough { until: Instant::now() + ask.deadline }, ask),
         RequestBody::GetMap => {
             match node.map() {
                 Some(map) => {
@@ -275,7 +275,7 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
             return None;
         }
     };
-    let Ask { deadline, shard, region: name, key, .. } = ask;
+    let Ask { shard, region: name, key, .. } = ask;
     let Some(region) = node.region(&name) else {
         let message = format!("this node has no region {}", String::from_utf8_lossy(&name));
         reply.fail(FailureCode::UnknownRegion, Duration::ZERO, message);
@@ -287,7 +287,7 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
         reply.fail(FailureCode::Overloaded, OVERLOADED_RETRY, message);
         return None;
     }
-    let work = Work { op, shard, region, key, until: Instant::now() + deadline, reply };
+    let work = Work { op, shard, region, key, reply };
     // A router whose map has another number of shards would have a value kept twice.
     if sharding::hash::shard_of(&node.regions[region].name, &work.key, node.n_shards) != shard {
         node.misdirect(work);

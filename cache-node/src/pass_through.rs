@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sharding::id::ShardId;
 use sharding::wire::{AnswerBody, Ask, Failure, FailureCode, RequestBody, Served};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use transport::upstream::{Upstream, UpstreamError};
 
 use crate::metrics::LoadReason;
@@ -41,13 +41,13 @@ impl PassThrough {
     }
 
     /// Answers a request: with a read of its key that is under way, or one of its own.
-    pub(crate) fn take(self: &Rc<Self>, work: Work) {
-        let Work { shard, region, key, until, reply, .. } = work;
+    pub(crate) fn take(self: &Rc<Self>, work: Work, until: Instant) {
+        let Work { shard, region, key, reply, .. } = work;
         let flight = (region, key);
         let Boarding::Lead(id) = self.flights.borrow_mut().board(flight.clone(), Some(reply)) else { return };
         let aboard = Aboard { pass: Rc::clone(self), flight, id };
         actix_rt::spawn(async move {
-            let answer = aboard.pass.read(shard, aboard.flight.0, &aboard.flight.1, until.into()).await;
+            let answer = aboard.pass.read(shard, aboard.flight.0, &aboard.flight.1, until).await;
             aboard.land(&answer);
         });
     }
@@ -76,7 +76,6 @@ impl PassThrough {
     async fn ask_owner(&self, shard: ShardId, region: usize, key: &Bytes, until: Instant) -> Option<AnswerBody> {
         let map = self.node.map()?;
         let owner = map.owner_of(shard).filter(|owner| owner.node != self.node.name)?;
-        self.owners.check_silence(&owner.data, shard).ok()?;
         let region = &self.node.regions[region];
         let (name, key) = (Bytes::copy_from_slice(region.name.as_str().as_bytes()), key.clone());
         let ask = Ask {
@@ -86,14 +85,7 @@ impl PassThrough {
             region: name,
             key,
         };
-        let mut asked = std::pin::pin!(self.owners.ask(&owner.data, Some(shard), RequestBody::Get(ask), until));
-        let answer = match timeout(OWNER_PATIENCE, &mut asked).await {
-            Ok(answer) => answer,
-            Err(_) => tokio::select! {
-                answer = &mut asked => answer,
-                error = self.owners.silence(&owner.data, shard, OWNER_PATIENCE) => Err(error),
-            },
-        };
+        let answer = self.owners.ask_patiently(&owner.data, shard, RequestBody::Get(ask), until, OWNER_PATIENCE).await;
         match answer {
             Ok(answer @ (AnswerBody::Value { .. } | AnswerBody::Absent(_))) => Some(answer),
             Ok(AnswerBody::Failed(failure)) if speaks_for_the_database(failure.code) => {

@@ -33,7 +33,10 @@ pub(crate) enum Op {
     Get,
     Explain,
     /// Get it past its owner; whoever is the owner serves it like any other.
-    PassThrough,
+    PassThrough {
+        /// Whoever asked waits no longer.
+        until: tokio::time::Instant,
+    },
 }
 
 /// One request for this shard.
@@ -44,8 +47,6 @@ pub(crate) struct Work {
     /// Position of the region.
     pub(crate) region: usize,
     pub(crate) key: Bytes,
-    /// Whoever asked waits no longer.
-    pub(crate) until: Instant,
     pub(crate) reply: Reply,
 }
 
@@ -64,12 +65,12 @@ pub(crate) struct Landed {
 }
 
 /// Tells the shard of its load, however the load's task ends: its waiters are not stranded by a panic there.
-struct Landing {
+struct LoadTask {
     shard: Addr<Shard>,
     landed: Option<Landed>,
 }
 
-impl Drop for Landing {
+impl Drop for LoadTask {
     fn drop(&mut self) {
         if let Some(landed) = self.landed.take() {
             self.shard.do_send(landed);
@@ -157,7 +158,7 @@ impl Shard {
         // Not `ctx.spawn`: the actor would poll every load in the air again with every message.
         actix_rt::spawn(async move {
             let mut landed =
-                Landing { shard: me, landed: Some(Landed { flight, id, result: Err(LoadError::GivenUp) }) };
+                LoadTask { shard: me, landed: Some(Landed { flight, id, result: Err(LoadError::GivenUp) }) };
             if let Some(Landed { flight, result, .. }) = &mut landed.landed {
                 *result = node.regions[flight.0].load(flight.1.clone(), reason).await;
             }
@@ -284,7 +285,7 @@ impl Handler<Batch> for Shard {
         for work in batch {
             match work.op {
                 _ if !owns => self.node.misdirect(work),
-                Op::Get | Op::PassThrough => self.get(work, now, &me),
+                Op::Get | Op::PassThrough { .. } => self.get(work, now, &me),
                 Op::Explain => {
                     let page = self.explain(&work, now);
                     work.reply.send(page);

@@ -59,8 +59,13 @@ impl Lane {
             }
             return;
         }
-        if works.iter().any(|work| work.op == Op::PassThrough) && !self.owns(shard) {
-            works.extract_if(.., |work| work.op == Op::PassThrough).for_each(|work| self.pass_through.take(work));
+        if works.iter().any(|work| matches!(work.op, Op::PassThrough { .. })) && !self.owns(shard) {
+            for work in std::mem::take(&mut works) {
+                match work.op {
+                    Op::PassThrough { until } => self.pass_through.take(work, until),
+                    Op::Get | Op::Explain => works.push(work),
+                }
+            }
         }
         let owner = self.shards.borrow().get(shard.index()).cloned().flatten();
         match owner {

@@ -9,7 +9,7 @@ use sharding::hash::shard_of;
 use sharding::id::{RegionName, ShardId};
 use sharding::routing::{Next, Setback, Tries, bypass};
 use sharding::wire::{AnswerBody, Ask, Failure, FailureCode, RequestBody};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use transport::upstream::{Upstream, UpstreamError};
 
 use crate::map_watch::{MapWatch, View};
@@ -145,17 +145,7 @@ impl Forwarder {
             (Whom::Owner, Question::Get) => RequestBody::Get(ask),
             (Whom::Owner, Question::Explain) => RequestBody::Explain(ask),
         };
-        let unreachable = |error| Met::Setback(Setback::Unreachable, ForwardError::Unreachable { shard, error });
-        self.upstream.check_silence(&node.data, shard).map_err(unreachable)?;
-        let mut asked = std::pin::pin!(self.upstream.ask(&node.data, Some(shard), body, wish.deadline));
-        let answer = match timeout(PATIENCE, &mut asked).await {
-            Ok(answer) => answer,
-            // It waits for its database, or it stands still or is cut off.
-            Err(_) => tokio::select! {
-                answer = &mut asked => answer,
-                error = self.upstream.silence(&node.data, shard, PATIENCE) => Err(error),
-            },
-        };
+        let answer = self.upstream.ask_patiently(&node.data, shard, body, wish.deadline, PATIENCE).await;
         match answer {
             Ok(AnswerBody::Misdirected { epoch, .. }) => {
                 self.metrics.misdirected.inc();

@@ -17,7 +17,7 @@ use sharding::id::ShardId;
 use sharding::wire::{AnswerBody, RequestBody};
 use tokio::sync::oneshot;
 use tokio::task::spawn_local;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::names::Names;
 pub use connection::ConnectError;
@@ -155,9 +155,34 @@ impl Upstream {
         answer.ok_or_else(|| UpstreamError::Lost { address: Arc::clone(&link.address) })
     }
 
+    /// Asks the lane of a shard, which may have fallen silent. After `patience` without an answer the lane is asked
+    /// whether it is there at all; once it is known not to be, it is not asked in vain.
+    ///
+    /// # Errors
+    /// As [`Upstream::ask`], and [`UpstreamError::Silent`].
+    pub async fn ask_patiently(
+        self: &Rc<Self>,
+        address: &str,
+        shard: ShardId,
+        body: RequestBody,
+        deadline: Instant,
+        patience: Duration,
+    ) -> Result<AnswerBody, UpstreamError> {
+        self.check_silence(address, shard)?;
+        let mut asked = std::pin::pin!(self.ask(address, Some(shard), body, deadline));
+        match timeout(patience, &mut asked).await {
+            Ok(answer) => answer,
+            // It waits for its database, or it stands still or is cut off.
+            Err(_) => tokio::select! {
+                answer = &mut asked => answer,
+                error = self.silence(address, shard, patience) => Err(error),
+            },
+        }
+    }
+
     /// Resolves, with [`UpstreamError::Silent`], when a lane of a node does not answer, for as long as `patience`, what
     /// needs no database. It is asked again and again, with such a pause between, whoever waits for it.
-    pub async fn silence(self: &Rc<Self>, address: &str, shard: ShardId, patience: Duration) -> UpstreamError {
+    async fn silence(self: &Rc<Self>, address: &str, shard: ShardId, patience: Duration) -> UpstreamError {
         let link = self.link(address);
         let lane = shard.lane(link.n_lanes.get());
         let (waiter, silent) = oneshot::channel();
@@ -183,7 +208,7 @@ impl Upstream {
     ///
     /// # Errors
     /// [`UpstreamError::Silent`].
-    pub fn check_silence(&self, address: &str, shard: ShardId) -> Result<(), UpstreamError> {
+    fn check_silence(&self, address: &str, shard: ShardId) -> Result<(), UpstreamError> {
         let link = self.link(address);
         match link.watches.borrow().get(&shard.lane(link.n_lanes.get())) {
             Some(Watch { is_silent: true, is_wanted, .. }) => {

@@ -1,7 +1,6 @@
 //! Lanes and shards of one node, on a real database file, without sockets.
 
 use std::path::Path;
-use std::time::Instant;
 
 use bytes::Bytes;
 use clap::Parser;
@@ -91,8 +90,8 @@ impl Scene {
     }
 
     fn send(&self, lane: &Addr<ShardRegion>, id: u32, key: &'static str) {
-        let (shard, reply, until) = (self.shard(key), self.outbox.reply(id), Instant::now() + LEASE);
-        lane.do_send(WrongLane(vec![Work { op: Op::Get, shard, region: 0, key: Bytes::from(key), until, reply }]));
+        let (shard, reply) = (self.shard(key), self.outbox.reply(id));
+        lane.do_send(WrongLane(vec![Work { op: Op::Get, shard, region: 0, key: Bytes::from(key), reply }]));
     }
 
     async fn answer(&self) -> AnswerBody {
