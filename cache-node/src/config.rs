@@ -4,7 +4,7 @@
 
 mod file;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,14 +30,18 @@ pub struct Args {
     /// The first nodes, which agree on the coordinator.
     #[command(flatten)]
     pub seeds: SeedArgs,
-    /// `host:port` at which others reach this node's data port; by default as the seeds name it, else by the domain, else
-    /// where it listens.
+    /// `host:port` at which others reach this node's data port; by default at the pod's address, else as the seeds name
+    /// it, else by the domain, else where it listens.
     #[arg(long, env = "CACHE_NODE_ADVERTISE")]
     pub advertise: Option<String>,
+    /// Address of the pod: others reach the data port there. It is true from the start, which a name is only when the name
+    /// servers have heard of the pod.
+    #[arg(long, env = "POD_IP")]
+    pub pod_ip: Option<IpAddr>,
     /// Domain of the node: others reach its data port at `<name>.<domain>`; in a cluster of pods the headless service.
     #[arg(long, env = "BIND_DOMAIN")]
     pub domain: Option<String>,
-    /// Port of that address.
+    /// Port of these addresses.
     #[arg(long, env = "BIND_PORT", default_value_t = DATA_PORT)]
     pub port: u16,
     /// What tells this pod from another of the same name; in a cluster of pods the pod's UID.
@@ -97,14 +101,15 @@ impl Args {
     /// [`ConfigError`] when others could not reach it there.
     pub fn member(&self, seeds: &[Member]) -> Result<Member, ConfigError> {
         let seed = seeds.iter().find(|seed| seed.node == self.name);
-        let (place, data) = match (&self.advertise, seed, &self.domain) {
+        let (place, data) = match (&self.advertise, self.pod_ip, seed, &self.domain) {
             (Some(address), ..) => ("--advertise", address.clone()),
-            (None, Some(seed), _) => return Ok(seed.clone()),
-            (None, None, Some(domain)) => ("--domain", format!("{}.{domain}:{}", self.name, self.port)),
-            (None, None, None) => ("--advertise", self.data_bind.to_string()),
+            (None, Some(ip), ..) => ("--pod-ip", SocketAddr::new(ip, self.port).to_string()),
+            (None, None, Some(seed), _) => return Ok(seed.clone()),
+            (None, None, None, Some(domain)) => ("--domain", format!("{}.{domain}:{}", self.name, self.port)),
+            (None, None, None, None) => ("--advertise", self.data_bind.to_string()),
         };
         let wrong = |message: String| ConfigError { place: place.to_owned(), message };
-        if self.advertise.is_none() && self.domain.is_none() && self.data_bind.ip().is_unspecified() {
+        if data == self.data_bind.to_string() && self.data_bind.ip().is_unspecified() {
             return Err(wrong(format!("others cannot reach {data}; say at which host:port they can")));
         }
         Member::parse(&format!("{}={data}", self.name)).map_err(|error| wrong(error.to_string()))

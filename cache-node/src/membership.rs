@@ -3,6 +3,7 @@
 //! A node keeps one connection to each seed ([`links`]); a seed answers on the connections that nodes have opened. What
 //! is lost on the way is not sent again: the next period brings its successor.
 
+mod finding;
 pub(crate) mod links;
 
 use std::collections::HashMap;
@@ -63,6 +64,7 @@ pub(crate) struct Membership {
     node: Arc<Node>,
     lanes: Vec<Addr<ShardRegion>>,
     me: Incarnation,
+    seeds: Vec<Member>,
     ordinal: Option<u16>,
     ownership: Ownership,
     seed: Option<Seed>,
@@ -89,11 +91,13 @@ impl Membership {
         };
         let links = (0..).zip(&place.seeds).map(link).collect();
         let ownership = Ownership::new(now, place.identity, node.n_shards, times);
+        actix_rt::spawn(finding::look_around(Arc::clone(&node), place.seeds.clone()));
         let (ordinal, nodes) = (place.ordinal, HashMap::new());
         Self {
             node,
             lanes,
             me: life,
+            seeds: place.seeds,
             ordinal,
             ownership,
             seed,
@@ -136,6 +140,7 @@ impl Membership {
                 }
             }
             (Inbound::FromNode(Control::Renew(renew), back), Some(seed)) => {
+                finding::meet(&self.node, &self.seeds, &renew.member);
                 if self.nodes.len() >= NODES_MAX {
                     self.nodes.retain(|_, way| !way.is_closed());
                 }
@@ -226,6 +231,7 @@ impl Membership {
         match effect {
             Effect::Publish(map) => {
                 log::info!(epoch:% = map.epoch(), members = map.members().len(); "a new shard map");
+                map.members().iter().for_each(|member| finding::meet(&self.node, &self.seeds, member));
                 self.node.publish(map);
             }
             Effect::Lease(lease) => self.node.set_lease(lease),

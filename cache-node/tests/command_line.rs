@@ -13,7 +13,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cache-node"));
-    command.env_clear().args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .env_clear()
+        .env("DATABASE_URL", "mysql://secret")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     let mut child = command.spawn().expect("starts");
     let deadline = Instant::now() + PATIENCE;
     while child.try_wait().expect("a child").is_none() {
@@ -58,6 +64,8 @@ fn a_mistake_in_the_file_is_named_with_its_line_and_column() {
         (region("").replace("(:keys)", "(1)"), ":5:8", "needs :keys"),
         (region("").replace("test.db", "absent.db"), ":2:7", "there is no file"),
         (region("").replace("sqlite:", "mysql:"), ":2:7", "sqlite:"),
+        (region("").replace("sqlite:test.db", "$NOWHERE"), ":2:7", "there is no environment variable NOWHERE"),
+        (region("").replace("sqlite:test.db", "$DATABASE_URL"), ":2:7", "sqlite:"),
         (region("").replace("database = \"main\"", "database = \"mein\""), ":4:12", "there is main"),
         (region("").replace("region.things", "region.Things"), ":3:9", ""),
         (format!("n_shards = 0\n{}", region("")), ":1:12", "n_shards is 1 to 65535"),
@@ -69,6 +77,7 @@ fn a_mistake_in_the_file_is_named_with_its_line_and_column() {
         assert_refused(&output, what);
         let told = String::from_utf8_lossy(&output.stderr);
         assert_eq!(told.lines().count(), 1, "{told}");
+        assert!(!told.contains("secret"), "{told}");
     }
 }
 
@@ -81,6 +90,7 @@ fn a_mistake_in_a_flag_is_named() {
     for (flags, expected) in [
         (vec!["--name", "b", "--seeds", SEEDS, "--config", &config, "--data-bind", "0.0.0.0:0"], "--advertise"),
         (vec!["--name", "a", "--seeds", SEEDS, "--config", &config, "--advertise", "nowhere"], "--advertise"),
+        (vec!["--name", "a", "--seeds", SEEDS, "--config", &config, "--pod-ip", "nowhere"], "--pod-ip"),
         (
             vec!["--name", "a", "--seeds", SEEDS, "--config", &config, "--lease", "700ms"],
             "the ownership lease is 700ms",

@@ -4,15 +4,43 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use transport::seeds::SeedArgs;
+
+use crate::inject::TemplateArgs;
+use crate::inject::manifests::InjectArgs;
+use crate::inject::webhook::{InstallArgs, WebhookArgs};
 
 /// Exit code for a mistake in the configuration (`EX_USAGE` of sysexits.h).
 pub const EXIT_CONFIG: u8 = 64;
 
 /// The router of the distributed cache: sends each HTTP request to the node that owns its key.
 #[derive(Clone, Debug, Parser)]
-#[command(version)]
+#[command(version, subcommand_negates_reqs = true)]
+pub struct Program {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub task: Option<Task>,
+    /// How to serve.
+    #[command(flatten)]
+    pub args: Args,
+}
+
+/// What the program does for those who put routers into pods.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Task {
+    /// Put the router into the pods of Kubernetes manifests: reads YAML, writes YAML.
+    Inject(InjectArgs),
+    /// Serve the admission webhook that puts the router into pods with the label distributed-cache/inject: "true".
+    Webhook(WebhookArgs),
+    /// Write the manifests that install the webhook, with a certificate of its own, for `kubectl apply -f -`.
+    WebhookManifests(InstallArgs),
+    /// Write the MutatingAdmissionPolicy that does the same without a server (Kubernetes 1.36 and newer).
+    Policy(TemplateArgs),
+}
+
+/// How a router serves.
+#[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// The nodes to ask first for the shard map.
     #[command(flatten)]
@@ -20,6 +48,9 @@ pub struct Args {
     /// Where applications ask, by HTTP.
     #[arg(long, env = "ROUTER_BIND", default_value = "127.0.0.1:9000")]
     pub bind: SocketAddr,
+    /// Where probes and Prometheus ask, by HTTP, when it is not there: /livez, /readyz, /health and /metrics alone.
+    #[arg(long, env = "ROUTER_CONTROL_BIND")]
+    pub control_bind: Option<SocketAddr>,
     /// Threads that serve HTTP; each has its own connections to the nodes.
     #[arg(long, env = "ROUTER_THREADS", default_value = "1")]
     pub threads: NonZeroUsize,

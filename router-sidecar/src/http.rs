@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::forward::Forwarder;
+use crate::map_watch::MapWatch;
 use crate::metrics::{Metrics, NO_REGION};
 use error::Problem;
 use target::Target;
@@ -29,7 +30,6 @@ const READING_METHODS: &str = "GET, HEAD";
 pub(crate) struct HttpState {
     pub(crate) forwarder: Forwarder,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) registry: Arc<Registry>,
     pub(crate) body_bytes_max: usize,
     pub(crate) batch_keys_max: usize,
     pub(crate) batch_bytes_max: usize,
@@ -39,18 +39,34 @@ pub(crate) struct HttpState {
 
 type Shared = web::Data<Rc<HttpState>>;
 
-/// Puts the routes in place. `state` belongs to the thread that calls this.
-pub(crate) fn routes(config: &mut web::ServiceConfig, state: HttpState) {
+/// What probes and Prometheus ask about.
+#[derive(Clone)]
+pub(crate) struct Probed {
+    pub(crate) watch: Arc<MapWatch>,
+    pub(crate) registry: Arc<Registry>,
+    /// Turns true once, when the router is told to leave.
+    pub(crate) drain: watch::Receiver<bool>,
+}
+
+/// Puts all routes in place. `state` belongs to the thread that calls this.
+pub(crate) fn routes(config: &mut web::ServiceConfig, state: HttpState, probed: Probed) {
+    probes(config, probed);
     config
         .app_data(web::Data::new(Rc::new(state)))
-        .service(page("/livez").route(reading().to(admin::livez)))
-        .service(page("/readyz").route(reading().to(admin::readyz)))
-        .service(page("/health").route(reading().to(admin::readyz)))
-        .service(page("/metrics").route(reading().to(admin::metrics)))
         .service(page("/-/map").route(reading().to(admin::map)))
         .service(page("/-/cluster").route(reading().to(admin::cluster)))
         .service(page("/-/explain/{entry:.*}").route(reading().to(admin::explain)))
         .default_service(web::to(entry_or_region));
+}
+
+/// Puts the routes in place that say how the router does.
+pub(crate) fn probes(config: &mut web::ServiceConfig, probed: Probed) {
+    config
+        .app_data(web::Data::new(probed))
+        .service(page("/livez").route(reading().to(admin::livez)))
+        .service(page("/readyz").route(reading().to(admin::readyz)))
+        .service(page("/health").route(reading().to(admin::readyz)))
+        .service(page("/metrics").route(reading().to(admin::metrics)));
 }
 
 fn page(path: &str) -> Resource {
@@ -87,7 +103,7 @@ async fn dispatch(
     payload: web::Payload,
     state: &HttpState,
 ) -> Result<(Region, HttpResponse), (Region, Problem)> {
-    let view = state.forwarder.watch.view().ok_or_else(|| (None, Problem::no_map()))?;
+    let view = state.forwarder.watch.first_view().await.ok_or_else(|| (None, Problem::no_map()))?;
     let target = Target::parse(request.uri().path()).map_err(|error| (None, error.into()))?;
     let info = view.region(&target.region).ok_or_else(|| (None, Problem::unknown_region(&target.region, &view)))?;
     let region = Some(target.region);

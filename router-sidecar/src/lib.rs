@@ -1,28 +1,30 @@
 //! The router of the distributed cache: a process beside each node or application that takes HTTP requests, knows who
 //! owns each key, and sends every request there.
 //!
-//! [`run`] is the whole life of a router.
+//! [`run`] is the whole life of a router; [`inject`] is how it gets into pods.
 
 pub mod config;
 mod drain;
 mod forward;
 mod http;
+pub mod inject;
 mod map_watch;
 mod metrics;
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix_rt::System;
+use actix_web::dev::Server;
 use actix_web::{App, HttpServer};
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use config::Args;
 use forward::Forwarder;
-use http::HttpState;
+use http::{HttpState, Probed};
 use map_watch::MapWatch;
 use metrics::Metrics;
 use sharding::map::Member;
@@ -32,15 +34,19 @@ use transport::upstream::Upstream;
 
 /// An idle client connection is kept this long: longer than the keep-alive of usual clients, so that they close first.
 const CLIENT_KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Probes and Prometheus are few.
+const PROBE_CONNECTIONS_MAX: usize = 256;
 
 /// Why a router does not start, or ended in another way than by being asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum RouterError {
     /// A mistake of whoever started it: exit code [`config::EXIT_CONFIG`].
-    #[error("--bind {address}: cannot be listened on: {error}; choose another address or end who has it")]
+    #[error("{flag} {address}: cannot be listened on: {error}; choose another address or end who has it")]
     Bind {
+        /// Which of the two.
+        flag: &'static str,
         /// The address.
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         /// The machine's reason.
         error: std::io::Error,
     },
@@ -57,8 +63,9 @@ pub enum RouterError {
 /// # Errors
 /// [`RouterError::Bind`] and [`RouterError::Seeds`] before anything has started.
 pub fn run(args: &Args) -> Result<(), RouterError> {
-    let (address, seeds) = (args.bind, args.seeds.members()?);
-    let listener = TcpListener::bind(address).map_err(|error| RouterError::Bind { address, error })?;
+    let seeds = args.seeds.members()?;
+    let listener = bind("--bind", args.bind)?;
+    let control_listener = args.control_bind.map(|address| bind("--control-bind", address)).transpose()?;
     System::new().block_on(async {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
@@ -67,7 +74,11 @@ pub fn run(args: &Args) -> Result<(), RouterError> {
         let names = Names::of_system();
         keep_map_fresh(args, seeds, &names, &watch, &metrics);
 
-        let server = serve(args, listener, &names, &watch, &metrics, Arc::new(registry), drain.subscribe())?;
+        let probed = Probed { watch: Arc::clone(&watch), registry: Arc::new(registry), drain: drain.subscribe() };
+        let server = serve(args, listener, &names, &metrics, probed.clone())?;
+        if let Some(listener) = control_listener {
+            actix_rt::spawn(serve_probes(listener, probed)?);
+        }
         let handle = server.handle();
         let server = actix_rt::spawn(server);
         log::info!(http:% = args.bind; "serving");
@@ -95,29 +106,26 @@ fn serve(
     args: &Args,
     listener: TcpListener,
     names: &Arc<Names>,
-    watch: &Arc<MapWatch>,
     metrics: &Arc<Metrics>,
-    registry: Arc<Registry>,
-    drain: watch::Receiver<bool>,
-) -> std::io::Result<actix_web::dev::Server> {
-    let (names, watch, metrics, limits) = (Arc::clone(names), Arc::clone(watch), Arc::clone(metrics), args.clone());
+    probed: Probed,
+) -> std::io::Result<Server> {
+    let (names, metrics, limits) = (Arc::clone(names), Arc::clone(metrics), args.clone());
     // Called once on each thread: the connections that it makes stay there.
     let app = move || {
         let state = HttpState {
             forwarder: Forwarder {
-                watch: Arc::clone(&watch),
+                watch: Arc::clone(&probed.watch),
                 upstream: Rc::new(Upstream::new(Arc::clone(&names), limits.in_flight_max, metrics.connections.clone())),
                 metrics: Arc::clone(&metrics),
                 request_timeout: limits.request_timeout,
             },
             metrics: Arc::clone(&metrics),
-            registry: Arc::clone(&registry),
             body_bytes_max: limits.body_bytes_max,
             batch_keys_max: limits.batch_keys_max,
             batch_bytes_max: limits.batch_bytes_max,
-            drain: drain.clone(),
+            drain: probed.drain.clone(),
         };
-        App::new().configure(|config| http::routes(config, state))
+        App::new().configure(|config| http::routes(config, state, probed.clone()))
     };
     let server = HttpServer::new(app)
         .workers(args.threads.get())
@@ -127,4 +135,15 @@ fn serve(
         .shutdown_timeout(args.drain_timeout.as_secs().max(1))
         .disable_signals();
     Ok(server.listen(listener)?.run())
+}
+
+/// Answers probes and Prometheus where applications do not ask.
+fn serve_probes(listener: TcpListener, probed: Probed) -> std::io::Result<Server> {
+    let app = move || App::new().configure(|config| http::probes(config, probed.clone()));
+    let server = HttpServer::new(app).workers(1).max_connections(PROBE_CONNECTIONS_MAX).disable_signals();
+    Ok(server.listen(listener)?.run())
+}
+
+fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, RouterError> {
+    TcpListener::bind(address).map_err(|error| RouterError::Bind { flag, address, error })
 }

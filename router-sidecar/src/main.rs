@@ -1,14 +1,14 @@
-//! The router's program: flags, log, limits, then [`router_sidecar::run`].
+//! The router's program: flags, log, limits, then [`router_sidecar::run`], or a task of [`router_sidecar::inject`].
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use router_sidecar::RouterError;
-use router_sidecar::config::{Args, EXIT_CONFIG};
+use router_sidecar::config::{EXIT_CONFIG, Program};
+use router_sidecar::{RouterError, inject};
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
-        Ok(args) => args,
+    let Program { task, args } = match Program::try_parse() {
+        Ok(program) => program,
         Err(error) => {
             // What cannot be printed (a closed terminal) cannot be reported either.
             let _ = error.print();
@@ -19,11 +19,15 @@ fn main() -> ExitCode {
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         log::warn!("the limit of open files stays as it is: {error}");
     }
-    match router_sidecar::run(&args) {
+    let ended = match &task {
+        Some(task) => inject::perform(task).map_err(|error| (error.to_string(), error.is_mistake())),
+        None => router_sidecar::run(&args).map_err(|error| (error.to_string(), !matches!(error, RouterError::Io(_)))),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+        Err((error, is_mistake)) => {
             eprintln!("router-sidecar: {error}");
-            if !matches!(error, RouterError::Io(_)) { EXIT_CONFIG.into() } else { ExitCode::FAILURE }
+            if is_mistake { EXIT_CONFIG.into() } else { ExitCode::FAILURE }
         }
     }
 }

@@ -9,7 +9,7 @@ use sharding::epoch::Epoch;
 use sharding::map::{Member, ShardMap};
 use sharding::wire::{AnswerBody, MapAnswer, RegionInfo, RequestBody};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use transport::upstream::Upstream;
 
 use crate::metrics::Metrics;
@@ -18,7 +18,8 @@ use crate::metrics::Metrics;
 const ASK_TIMEOUT: Duration = Duration::from_millis(300);
 /// Pause after no node has answered.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
-
+/// Longest time that a request waits for the first map.
+const FIRST_MAP_PATIENCE: Duration = Duration::from_secs(1);
 /// While an owner cannot be reached, the map is asked for so often.
 const SUSPECT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -69,6 +70,18 @@ impl MapWatch {
     /// The newest view; `None` until some node has answered.
     pub(crate) fn view(&self) -> Option<Arc<View>> {
         self.view.load_full()
+    }
+
+    /// The newest view. Before the first one, waits for it a while: an application may ask as soon as it has started, which
+    /// is as soon as its router listens.
+    pub(crate) async fn first_view(&self) -> Option<Arc<View>> {
+        if let Some(view) = self.view() {
+            return Some(view);
+        }
+        let mut seen = self.seen.subscribe();
+        // It came or not: that is looked at next.
+        let _ = timeout(FIRST_MAP_PATIENCE, seen.wait_for(Option::is_some)).await;
+        self.view()
     }
 
     /// Waits for a map of this epoch or a newer one, of which the node at `address` knows.
@@ -210,6 +223,14 @@ mod tests {
         assert_eq!(seen(&watch), (2, "other".to_owned()));
         watch.take(answer(3, "three"));
         assert_eq!(seen(&watch), (3, "three".to_owned()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_asks_before_the_first_map_waits_for_it_a_while() {
+        let watch = MapWatch::new(Arc::new(Metrics::new(&mut Registry::default())));
+        assert!(watch.first_view().await.is_none(), "nobody told one");
+        let (view, ()) = tokio::join!(watch.first_view(), async { watch.take(answer(1, "one")) });
+        assert!(view.is_some(), "it came while it was waited for");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,7 +1,9 @@
 //! At which addresses a name is found, and connections to it.
 //!
 //! DNS finds, it never decides: an answer is used for [`PERIOD`], asked for anew after a connection has failed, and kept
-//! when there is no newer one. Nothing here gives up; whoever asks has a deadline.
+//! when there is no newer one. A name server may say for half a minute where a pod was before it was replaced, or that
+//! there is none: so whoever is found there by another way is believed first ([`Names::hint`]). Nothing here gives up;
+//! whoever asks has a deadline.
 
 use std::collections::HashMap;
 use std::io;
@@ -76,6 +78,8 @@ pub struct Names {
 struct Known {
     /// The last that were found; empty until some were.
     addresses: Vec<SocketAddr>,
+    /// Where it says that it is; none after a connection to there has failed.
+    hint: Option<SocketAddr>,
     answered: Instant,
     /// A connection has failed since.
     has_failed: bool,
@@ -86,6 +90,10 @@ struct Known {
 }
 
 impl Known {
+    fn unheard(now: Instant) -> Self {
+        Self { addresses: Vec::new(), hint: None, answered: now, has_failed: false, error: None, asking: None }
+    }
+
     fn is_due(&self, now: Instant) -> bool {
         let is_good = !self.has_failed && self.error.is_none();
         now >= self.answered + if is_good { PERIOD } else { PERIOD_AFTER_FAILURE }
@@ -118,6 +126,16 @@ impl Names {
         Ok(stream)
     }
 
+    /// Who is called `host:port` was met at `address`: tried before what the name server says, until a connection to there
+    /// fails.
+    pub fn hint(&self, name: &str, address: SocketAddr) {
+        let mut known = self.lock();
+        if known.len() < NAMES_MAX || known.contains_key(name) {
+            let one = known.entry(name.to_owned()).or_insert_with(|| Known::unheard(Instant::now()));
+            one.hint = (one.addresses != [address]).then_some(address);
+        }
+    }
+
     /// The addresses of `host:port`: the last known at once, if they are not old; else new ones, else the last known.
     ///
     /// # Errors
@@ -125,6 +143,9 @@ impl Names {
     pub async fn resolve(self: &Arc<Self>, address: &str) -> io::Result<Vec<SocketAddr>> {
         if let Ok(literal) = address.parse() {
             return Ok(vec![literal]);
+        }
+        if let Some(hint) = self.lock().get(address).and_then(|known| known.hint) {
+            return Ok(vec![hint]);
         }
         let Some(mut answered) = self.ask(address)? else { return self.answer(address) };
         if self.lock().get(address).is_some_and(|known| !known.addresses.is_empty()) {
@@ -166,8 +187,7 @@ impl Names {
         if known.len() >= NAMES_MAX {
             known.clear();
         }
-        let nothing = || Known { addresses: Vec::new(), answered: now, has_failed: false, error: None, asking: None };
-        known.entry(address.to_owned()).or_insert_with(nothing).asking = Some(asking.clone());
+        known.entry(address.to_owned()).or_insert_with(|| Known::unheard(now)).asking = Some(asking.clone());
         let (names, address) = (Arc::clone(self), address.to_owned());
         tokio::spawn(async move {
             let answer = question.await;
@@ -211,7 +231,7 @@ impl Drop for Doubt<'_> {
         if !self.is_cleared
             && let Some(known) = self.names.lock().get_mut(self.address)
         {
-            known.has_failed = true;
+            (known.has_failed, known.hint) = (true, None);
         }
     }
 }
@@ -324,6 +344,26 @@ mod tests {
             assert!(answered.is_err(), "{answered:?}");
         }
         assert_eq!(book.asked(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_met_elsewhere_is_believed_before_the_name_server_until_a_connection_fails() {
+        let (book, names) = names(Some(Ok(&["10.0.0.1:2551"])));
+        found(&names).await;
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").expect("binds").local_addr().expect("an address");
+        names.hint(NAME, gone);
+        assert_eq!(names.resolve(NAME).await.expect("found"), [gone]);
+        names.connect(NAME).await.expect_err("nobody listens there");
+        assert_eq!(names.resolve(NAME).await.expect("found"), at("10.0.0.1:2551"));
+        assert_eq!(book.asked(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_nobody_knows_is_found_by_a_hint() {
+        let (book, names) = names(Some(Err(())));
+        names.hint(NAME, at("10.0.0.1:2551")[0]);
+        assert_eq!(names.resolve(NAME).await.expect("found"), at("10.0.0.1:2551"));
+        assert_eq!(book.asked(), 0);
     }
 
     #[tokio::test]

@@ -95,7 +95,8 @@ impl Source<'_> {
     }
 
     fn database(&self, name: &str, table: &DatabaseTable) -> Result<DatabaseConfig, ConfigError> {
-        let Some(path) = table.url.get_ref().strip_prefix(SQLITE_SCHEME) else {
+        let url = self.url(&table.url)?;
+        let Some(path) = url.strip_prefix(SQLITE_SCHEME) else {
             return Err(self.wrong(&table.url, "the url begins with sqlite: and goes on with a file's path"));
         };
         let path = self.beside(path);
@@ -150,6 +151,12 @@ impl Source<'_> {
     }
 
     /// Paths in the file are relative to the file.
+    /// A URL may hold a password: `$NAME` is the environment variable of that name.
+    fn url(&self, url: &Spanned<String>) -> Result<String, ConfigError> {
+        let Some(name) = url.get_ref().strip_prefix('$') else { return Ok(url.get_ref().clone()) };
+        std::env::var(name).map_err(|_| self.wrong(url, &format!("there is no environment variable {name}; set it")))
+    }
+
     fn beside(&self, path: &str) -> PathBuf {
         self.path.parent().unwrap_or(Path::new("")).join(path)
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use actix_web::{HttpRequest, HttpResponse};
+use actix_web::{HttpRequest, HttpResponse, web};
 use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::error::Problem;
 use super::target::Target;
-use super::{HttpState, METRICS_TYPE, Shared};
+use super::{HttpState, METRICS_TYPE, Probed, Shared};
 use crate::forward::Question;
 
 /// Longest time that one node may take to describe itself.
@@ -25,10 +25,10 @@ pub(super) async fn livez() -> HttpResponse {
 }
 
 /// Ready: a map is known and the router is not on its way out. A node that is away does not make it unready.
-pub(super) async fn readyz(state: Shared) -> HttpResponse {
-    let waits_for = if *state.drain.borrow() {
+pub(super) async fn readyz(probed: web::Data<Probed>) -> HttpResponse {
+    let waits_for = if *probed.drain.borrow() {
         "its end: it drains"
-    } else if state.forwarder.watch.view().is_none() {
+    } else if probed.watch.view().is_none() {
         "the shard map: no node has answered yet"
     } else {
         return HttpResponse::Ok().content_type("text/plain").body("ready\n");
@@ -36,9 +36,9 @@ pub(super) async fn readyz(state: Shared) -> HttpResponse {
     HttpResponse::ServiceUnavailable().content_type("text/plain").body(format!("not ready: waits for {waits_for}\n"))
 }
 
-pub(super) async fn metrics(state: Shared) -> HttpResponse {
+pub(super) async fn metrics(probed: web::Data<Probed>) -> HttpResponse {
     let mut text = String::new();
-    match prometheus_client::encoding::text::encode(&mut text, &state.registry) {
+    match prometheus_client::encoding::text::encode(&mut text, &probed.registry) {
         Ok(()) => HttpResponse::Ok().content_type(METRICS_TYPE).body(text),
         Err(error) => HttpResponse::InternalServerError().body(error.to_string()),
     }
