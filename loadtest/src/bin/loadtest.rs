@@ -55,6 +55,9 @@ struct Args {
     /// Where that cluster's database and logs are.
     #[arg(long, default_value = "data/")]
     data_dir: PathBuf,
+    /// Only make the demo's database, demo.db, in this directory if it is not there.
+    #[arg(long)]
+    make_demo: Option<PathBuf>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +97,10 @@ fn main() -> ExitCode {
 
 /// Whether all thresholds held.
 fn run(args: &Args) -> Result<bool, Error> {
+    if let Some(dir) = &args.make_demo {
+        demo::prepare(dir)?;
+        return Ok(true);
+    }
     let cluster = if args.url.is_empty() { Some(start_cluster(args)?) } else { None };
     let urls = match &cluster {
         Some(cluster) => (0..cluster.n_pods()).map(|pod| cluster.url(pod)).collect(),

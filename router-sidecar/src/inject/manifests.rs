@@ -91,7 +91,9 @@ fn inject_document(
     let Some(kind) = document["kind"].as_str().map(str::to_owned) else {
         return Err("a document has no kind; is it a Kubernetes manifest?".to_owned());
     };
-    if let Some(items) = document["items"].as_array_mut().filter(|_| kind.ends_with("List")) {
+    if kind.ends_with("List")
+        && let Some(items) = document.get_mut("items").and_then(Value::as_array_mut)
+    {
         let depth = depth.checked_sub(1).ok_or("lists in lists in lists")?;
         return items.iter_mut().try_for_each(|item| inject_document(item, template, injected, depth));
     }
@@ -110,6 +112,7 @@ fn one_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
 
@@ -133,8 +136,10 @@ mod tests {
             let text =
                 if kind == "Pod" { format!("{{kind: Pod, metadata: {{name: it}}, spec: {spec}}}") } else { text };
             assert_eq!(pods(&text), [format!("{kind}/it")]);
-            assert_eq!(pods(&format!("kind: Service\n---\n{text}\n---\n")), [format!("{kind}/it")]);
             assert_eq!(pods(&format!("{{kind: List, items: [{text}, {text}]}}")).len(), 2);
+            let (output, names) = inject(&format!("kind: Service\n---\n{text}\n---\n"), &template()).expect("injected");
+            assert_eq!(names, [format!("{kind}/it")]);
+            assert!(output.starts_with("kind: Service\n---\n"), "{output}");
         }
     }
 
@@ -168,6 +173,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn any_string_stays_what_it_is(text in "(\\PC|[\n\t \"':#&*|>-]){0,120}") {
+            let pod = json!({"kind": "Pod", "spec": {"containers": [{"args": [text]}]}});
+            let (output, _) = inject(&pod.to_string(), &template()).expect("injected");
+            let after: Value = serde_saphyr::from_str(&output).expect("YAML");
+            prop_assert_eq!(&after["spec"]["containers"], &pod["spec"]["containers"], "{}", output);
+        }
+
         #[test]
         fn any_text_is_taken_or_refused(text in "(kind: (Pod|List|Job)\n)?([a-z&*!?|>'\"{}\\[\\],:# \n-]{0,200})") {
             let _ = inject(&text, &template());

@@ -7,10 +7,9 @@ use super::{CONTAINER, LABEL, Template};
 
 /// The policy and its binding, as YAML.
 pub(super) fn manifests(template: &Template) -> String {
-    let container = cel(&template.container);
     let inits = "has(object.spec.initContainers)";
-    let first = format!("JSONPatch{{op: \"add\", path: \"/spec/initContainers/0\", value: {container}}}");
-    let only = format!("JSONPatch{{op: \"add\", path: \"/spec/initContainers\", value: [{container}]}}");
+    let first = r#"JSONPatch{op: "add", path: "/spec/initContainers/0", value: variables.router}"#;
+    let only = r#"JSONPatch{op: "add", path: "/spec/initContainers", value: [variables.router]}"#;
     let name = "distributed-cache-router";
     let policy = json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
@@ -23,6 +22,7 @@ pub(super) fn manifests(template: &Template) -> String {
                     {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]},
                 ],
             },
+            "variables": [{"name": "router", "expression": cel(&template.container)}],
             "matchConditions": [{
                 "name": "has-no-router-yet",
                 "expression": format!("!{inits} || object.spec.initContainers.all(one, one.name != \"{CONTAINER}\")"),
