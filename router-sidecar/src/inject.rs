@@ -17,6 +17,8 @@ pub const CONTAINER: &str = "distributed-cache-router";
 pub const LABEL: &str = "distributed-cache/inject";
 
 const TEMPLATE: &str = include_str!("../../k8s/components/router-sidecar/router.yaml");
+/// What stands in it for the namespace of the cache.
+const NAMESPACE: &str = "$(POD_NAMESPACE)";
 const TEMPLATE_CONTAINER: &str = "/spec/template/spec/initContainers/0";
 
 /// What differs between clusters.
@@ -25,9 +27,9 @@ pub struct TemplateArgs {
     /// Image of the router; by default the one of this release that `make image` makes.
     #[arg(long)]
     pub image: Option<String>,
-    /// Full name of the cache's headless service; by default `distributed-cache` in the application's own namespace.
+    /// Namespace of the cache; by default the application's own.
     #[arg(long)]
-    pub seed_service: Option<String>,
+    pub cache_namespace: Option<String>,
 }
 
 /// Why there is no router in a pod.
@@ -105,9 +107,12 @@ impl Template {
         if let Some(image) = &args.image {
             container["image"] = json!(image);
         }
-        if let Some(service) = &args.seed_service {
-            let env = container["env"].as_array_mut().expect("the same test");
-            env.iter_mut().filter(|one| one["name"] == "SEED_SERVICE").for_each(|one| one["value"] = json!(service));
+        if let Some(namespace) = &args.cache_namespace {
+            for one in container["env"].as_array_mut().expect("the same test") {
+                if let Some(value) = one["value"].as_str() {
+                    one["value"] = json!(value.replace(NAMESPACE, namespace));
+                }
+            }
         }
         Self { container }
     }
@@ -184,7 +189,7 @@ mod tests {
     use super::*;
 
     fn template() -> Template {
-        Template::new(&TemplateArgs { image: None, seed_service: None })
+        Template::new(&TemplateArgs { image: None, cache_namespace: None })
     }
 
     fn pod(spec: Value) -> Value {
@@ -198,11 +203,10 @@ mod tests {
         assert_eq!(container["restartPolicy"], "Always", "a native sidecar");
         assert_eq!(container["image"], format!("localhost/router-sidecar:{}", env!("CARGO_PKG_VERSION")));
         assert_eq!(template().ports().collect::<Vec<_>>(), [9000, 9001]);
-        let other =
-            Template::new(&TemplateArgs { image: Some("x:1".into()), seed_service: Some("cache.prod.svc".into()) });
+        let other = Template::new(&TemplateArgs { image: Some("x:1".into()), cache_namespace: Some("prod".into()) });
         assert_eq!(other.container["image"], "x:1");
-        assert!(other.container["env"].to_string().contains("cache.prod.svc"), "{other:?}");
-        assert!(!other.container["env"].to_string().contains("$(POD_NAMESPACE)"), "{other:?}");
+        assert!(other.container["env"].to_string().contains("\"prod.svc.cluster.local\""), "{other:?}");
+        assert!(!other.container["env"].to_string().contains(NAMESPACE), "{other:?}");
     }
 
     #[test]
@@ -216,7 +220,7 @@ mod tests {
         let mut twice = once.clone();
         template().inject(&mut twice).expect("injected");
         assert_eq!(twice, once);
-        let newer = Template::new(&TemplateArgs { image: Some("x:2".into()), seed_service: None });
+        let newer = Template::new(&TemplateArgs { image: Some("x:2".into()), cache_namespace: None });
         newer.inject(&mut twice).expect("injected");
         assert_eq!(twice["spec"]["initContainers"][0]["image"], "x:2");
         assert_eq!(twice["spec"]["initContainers"].as_array().map(Vec::len), Some(2));

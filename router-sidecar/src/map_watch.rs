@@ -18,6 +18,8 @@ use crate::metrics::Metrics;
 const ASK_TIMEOUT: Duration = Duration::from_millis(300);
 /// Pause after no node has answered.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Between two words about nodes that tell no map.
+const WARN_PERIOD: Duration = Duration::from_secs(5);
 /// Longest time that a request waits for the first map.
 const FIRST_MAP_PATIENCE: Duration = Duration::from_secs(1);
 /// While an owner cannot be reached, the map is asked for so often.
@@ -115,15 +117,16 @@ impl MapWatch {
 
     /// Keeps the view fresh, for ever.
     pub(crate) async fn run(&self, upstream: &Upstream, seeds: &[Member], period: Duration) {
-        let (mut turn, mut last_error) = (0, String::new());
+        let (mut turn, mut warned) = (0, None::<Instant>);
         loop {
             let refreshed = self.refresh(upstream, seeds, turn).await;
             let pause = if refreshed.is_ok() { period } else { RETRY_PAUSE };
-            let error = refreshed.err().unwrap_or_default();
-            if !error.is_empty() && error != last_error {
+            if let Err(error) = refreshed
+                && warned.is_none_or(|warned| warned.elapsed() >= WARN_PERIOD)
+            {
                 log::warn!("no node tells the shard map that is wanted, trying on: {error}");
+                warned = Some(Instant::now());
             }
-            last_error = error;
             turn += 1;
             // However it ends, it is time to ask again.
             tokio::select! {

@@ -150,13 +150,13 @@ impl Source<'_> {
         })
     }
 
-    /// Paths in the file are relative to the file.
     /// A URL may hold a password: `$NAME` is the environment variable of that name.
     fn url(&self, url: &Spanned<String>) -> Result<String, ConfigError> {
         let Some(name) = url.get_ref().strip_prefix('$') else { return Ok(url.get_ref().clone()) };
         std::env::var(name).map_err(|_| self.wrong(url, &format!("there is no environment variable {name}; set it")))
     }
 
+    /// Paths in the file are relative to the file.
     fn beside(&self, path: &str) -> PathBuf {
         self.path.parent().unwrap_or(Path::new("")).join(path)
     }

@@ -71,7 +71,7 @@ fn the_names_are_those_of_the_article() {
     assert_eq!(backend, "distributed-cache-service");
 }
 
-/// What a program can be told: its flags, and its environment with the defaults.
+/// What a program can be told: its flags, and its environment with the defaults; its help as one line.
 struct Help(String);
 
 impl Help {
@@ -83,7 +83,8 @@ impl Help {
         if let Some(task) = container["args"][0].as_str().filter(|arg| !arg.starts_with('-')) {
             command.arg(task);
         }
-        Some(Self(text(&run(command.arg("--help").env_clear(), ""))))
+        let help = text(&run(command.arg("--help").env_clear(), ""));
+        Some(Self(help.split_whitespace().collect::<Vec<_>>().join(" ")))
     }
 
     fn has_env(&self, name: &str) -> bool {

@@ -67,7 +67,7 @@ fn ip(arguments: &str) {
 }
 
 fn dns_name(pod: usize) -> String {
-    format!("distributed-cache-{pod}.distributed-cache.default.svc.cluster.local")
+    format!("distributed-cache-{pod}.default.svc.cluster.local")
 }
 
 impl Net {
@@ -166,8 +166,8 @@ impl Net {
                 let status =
                     answer.headers().get("cache-status").map(|status| status.to_str().expect("text").to_owned());
                 n_hits += usize::from(status.is_some_and(|status| status.contains("; hit")));
-                assert_eq!(answer.status(), 200, "{url}");
-                assert_eq!(answer.text().expect("text"), demo::product(id), "{url}");
+                let (status, body) = (answer.status(), answer.text().expect("text"));
+                assert_eq!((status.as_u16(), body), (200, demo::product(id)), "{url}");
             }
         }
         n_hits

@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     fn template() -> Template {
-        Template::new(&TemplateArgs { image: None, seed_service: None })
+        Template::new(&TemplateArgs { image: None, cache_namespace: None })
     }
 
     fn pods(text: &str) -> Vec<String> {

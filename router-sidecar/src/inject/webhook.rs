@@ -199,7 +199,7 @@ pub(super) fn manifests(args: &InstallArgs) -> Result<String, TaskError> {
     let mut flags = vec!["webhook".to_owned()];
     let image = template.container["image"].as_str().unwrap_or_default();
     flags.push(format!("--image={image}"));
-    flags.extend(args.template.seed_service.iter().map(|service| format!("--seed-service={service}")));
+    flags.extend(args.template.cache_namespace.iter().map(|cache| format!("--cache-namespace={cache}")));
     let (labels, metadata) =
         (json!({"app.kubernetes.io/name": NAME}), json!({"name": NAME, "namespace": args.namespace}));
     let probe = |path: &str| json!({"httpGet": {"path": path, "port": "https", "scheme": "HTTPS"}, "periodSeconds": 5});
