@@ -35,7 +35,7 @@ pub enum Task {
     Webhook(WebhookArgs),
     /// Write the manifests that install the webhook, with a certificate of its own, for `kubectl apply -f -`.
     WebhookManifests(InstallArgs),
-    /// Write the MutatingAdmissionPolicy that does the same without a server (Kubernetes 1.36 and newer).
+    /// Write the admission policies that do the same without a server (Kubernetes 1.36 and newer).
     Policy(TemplateArgs),
 }
 

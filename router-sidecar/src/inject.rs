@@ -135,9 +135,9 @@ impl Template {
             // First: the other init containers may ask the cache too.
             None => inits.insert(0, self.container.clone()),
         }
-        object(pod, "metadata").and_then(|metadata| object(metadata, "labels")).map(|labels| {
+        if let Some(labels) = object(pod, "metadata").and_then(|metadata| object(metadata, "labels")) {
             labels[LABEL] = json!("true");
-        });
+        }
         Ok(())
     }
 
@@ -149,7 +149,8 @@ impl Template {
         let sidecars = spec["initContainers"].as_array().into_iter().flatten();
         for other in containers.iter().chain(sidecars).filter(|other| other["name"] != CONTAINER) {
             let ports = other["ports"].as_array().into_iter().flatten();
-            for port in ports.filter_map(|port| port["containerPort"].as_u64()) {
+            let of_tcp = ports.filter(|port| port["protocol"].as_str().is_none_or(|protocol| protocol == "TCP"));
+            for port in of_tcp.filter_map(|port| port["containerPort"].as_u64()) {
                 if self.ports().any(|own| own == port) {
                     let container = other["name"].as_str().unwrap_or_default().to_owned();
                     return Err(InjectError::PortTaken { container, port });
@@ -205,7 +206,10 @@ mod tests {
         assert_eq!(template().ports().collect::<Vec<_>>(), [9000, 9001]);
         let other = Template::new(&TemplateArgs { image: Some("x:1".into()), cache_namespace: Some("prod".into()) });
         assert_eq!(other.container["image"], "x:1");
-        assert!(other.container["env"].to_string().contains("\"prod.svc.cluster.local\""), "{other:?}");
+        assert!(
+            other.container["env"].to_string().contains("distributed-cache-0.prod.svc.cluster.local:2551"),
+            "{other:?}"
+        );
         assert!(!other.container["env"].to_string().contains(NAMESPACE), "{other:?}");
     }
 

@@ -3,10 +3,15 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::process::Child;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use loadtest::demo;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use reqwest::blocking::Client;
 use tempfile::TempDir;
 
@@ -18,6 +23,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(20);
 /// Products of the demo; every one is read.
 const N_PRODUCTS: u64 = 200;
+/// Clients that read all the time.
+const N_READERS: usize = 4;
+/// Networks that were made.
+static N_NETS: AtomicUsize = AtomicUsize::new(0);
 /// Where namespaces have files of their own.
 const NETNS_FILES: &str = "/etc/netns";
 
@@ -29,6 +38,61 @@ struct Net {
     database: String,
     pods: BTreeMap<usize, Pod>,
     client: Client,
+}
+
+/// Clients of the service: they read through every router that is ready, all the time, and look at every value.
+struct Load {
+    routers: Arc<Mutex<Vec<String>>>,
+    is_over: Arc<AtomicBool>,
+    readers: Vec<JoinHandle<(usize, Vec<String>)>>,
+}
+
+impl Load {
+    /// Requires: called on the switch; threads are where the one is that made them.
+    fn start(routers: Vec<String>) -> Self {
+        let (routers, is_over) = (Arc::new(Mutex::new(routers)), Arc::new(AtomicBool::new(false)));
+        let reader = |_| {
+            let (routers, is_over) = (Arc::clone(&routers), Arc::clone(&is_over));
+            std::thread::spawn(move || read_on(&routers, &is_over))
+        };
+        let readers = (0..N_READERS).map(reader).collect();
+        Self { routers, is_over, readers }
+    }
+
+    /// As an endpoint of the service: a pod that is ready is one, a pod that is told to leave is none.
+    fn set(&self, router: &str, is_ready: bool) {
+        let mut routers = self.routers.lock().expect("no panic under it");
+        routers.retain(|one| one != router);
+        if is_ready {
+            routers.push(router.to_owned());
+        }
+    }
+
+    /// How many reads there were, and which failed.
+    fn end(self) -> (usize, Vec<String>) {
+        self.is_over.store(true, Ordering::Relaxed);
+        let read = self.readers.into_iter().map(|reader| reader.join().expect("a reader"));
+        read.fold((0, Vec::new()), |(n, all), (more, failed)| (n + more, [all, failed].concat()))
+    }
+}
+
+fn read_on(routers: &Mutex<Vec<String>>, is_over: &AtomicBool) -> (usize, Vec<String>) {
+    let client = Client::builder().timeout(PATIENCE).build().expect("a client");
+    let (mut n_reads, mut failed) = (0, Vec::new());
+    while !is_over.load(Ordering::Relaxed) {
+        let id = fastrand::u64(1..=N_PRODUCTS);
+        let router = fastrand::choice(&*routers.lock().expect("no panic under it")).expect("one is ready").clone();
+        let read = client.get(format!("{router}/cache-data/{id}")).send().and_then(|answer| {
+            let status = answer.status();
+            Ok((status, answer.text()?))
+        });
+        n_reads += 1;
+        match read {
+            Ok((status, body)) if status == 200 && body == demo::product(id) => {}
+            other => failed.push(format!("{router}: {other:?}")),
+        }
+    }
+    (n_reads, failed)
 }
 
 /// A host with its two processes.
@@ -73,7 +137,7 @@ fn dns_name(pod: usize) -> String {
 impl Net {
     /// `None` where namespaces cannot be made.
     fn new() -> Option<Self> {
-        let prefix = format!("cache-{}", std::process::id());
+        let prefix = format!("cache-{}-{}", std::process::id(), N_NETS.fetch_add(1, Ordering::Relaxed));
         if let Err(error) = try_ip(&format!("netns add {prefix}")) {
             eprintln!("skipped: network namespaces need root and iproute2: {}", error.trim());
             return None;
@@ -82,7 +146,7 @@ impl Net {
         setns(switch, CloneFlags::CLONE_NEWNET).expect("this thread changes its network");
         ip("link set lo up");
         ip("link add switch type bridge");
-        ip("addr add 198.18.0.1/24 dev switch");
+        ip("addr add 198.18.0.1/16 dev switch");
         ip("link set switch up");
 
         let demo = documents(&rendered("k8s/overlays/demo"));
@@ -103,7 +167,12 @@ impl Net {
         ip(&format!("netns add {namespace}"));
         ip(&format!("link add {link} type veth peer name eth0 netns {namespace}"));
         ip(&format!("link set {link} master switch up"));
-        ip(&format!("-n {namespace} addr add {address}/24 dev eth0"));
+        // The same for each life, as the service's address is: nobody has to learn where it went.
+        ip(&format!("-n {namespace} link set eth0 address 02:00:00:00:00:{ordinal:02x}"));
+        ip(&format!("-n {namespace} addr add {address}/16 dev eth0"));
+        if let Some(service) = hosts.get(ordinal).filter(|host| **host == service_address(ordinal)) {
+            ip(&format!("-n {namespace} addr add {service}/16 dev eth0"));
+        }
         ip(&format!("-n {namespace} link set lo up"));
         ip(&format!("-n {namespace} link set eth0 up"));
         let files = Path::new(NETNS_FILES).join(&namespace);
@@ -116,6 +185,16 @@ impl Net {
         for container in ["router-sidecar", "cache-node"] {
             let process = self.start_container(ordinal, life, container);
             self.pods.get_mut(&ordinal).expect("just made").processes.push(process);
+        }
+    }
+
+    /// Ends a pod as Kubernetes does: the node first, then its router.
+    fn stop(&mut self, ordinal: usize) {
+        let mut pod = self.pods.remove(&ordinal).expect("it runs");
+        for process in pod.processes.iter_mut().rev() {
+            kill(Pid::from_raw(i32::try_from(process.id()).expect("a pid")), Signal::SIGTERM).expect("a child");
+            let code = process.wait().expect("a child");
+            assert!(code.success(), "{code}");
         }
     }
 
@@ -171,6 +250,11 @@ impl Net {
             }
         }
         n_hits
+    }
+
+    /// Where the service finds a pod.
+    fn router(&self, ordinal: usize) -> String {
+        self.url(ordinal, 9000, "")
     }
 
     /// Waits until whatever the probes of the manifests ask is answered well by all pods.
@@ -231,6 +315,11 @@ fn address(ordinal: usize, life: usize) -> String {
     format!("198.18.0.{}", 10 + ordinal + 10 * life)
 }
 
+/// The address of a seed's service: whoever is this seed at a moment has it too.
+fn service_address(ordinal: usize) -> String {
+    format!("198.18.1.{}", 10 + ordinal)
+}
+
 #[test]
 fn pods_with_addresses_of_their_own_survive_a_cut_and_name_servers_that_are_behind() {
     let Some(mut net) = Net::new() else { return };
@@ -267,4 +356,38 @@ fn pods_with_addresses_of_their_own_survive_a_cut_and_name_servers_that_are_behi
     net.start(1, 1, &first);
     net.await_ready();
     net.await_owners(&[0, 1, 2]);
+}
+
+#[test]
+fn a_rolling_restart_and_scaling_in_and_out_fail_no_read() {
+    let Some(mut net) = Net::new() else { return };
+    let seeds = [0, 1, 2].map(service_address);
+    let seeds = seeds.each_ref().map(String::as_str);
+    for ordinal in 0..3 {
+        net.start(ordinal, 0, &seeds);
+    }
+    net.await_ready();
+    let load = Load::start((0..3).map(|ordinal| net.router(ordinal)).collect());
+    // As a StatefulSet does: the last one first, each at another address.
+    for ordinal in [2, 1, 0] {
+        load.set(&net.router(ordinal), false);
+        net.stop(ordinal);
+        net.start(ordinal, 1, &seeds);
+        net.await_ready();
+        load.set(&net.router(ordinal), true);
+    }
+    for ordinal in [3, 4] {
+        net.start(ordinal, 0, &seeds);
+    }
+    net.await_ready();
+    net.await_owners(&[0, 1, 2, 3, 4]);
+    [3, 4].iter().for_each(|ordinal| load.set(&net.router(*ordinal), true));
+    for ordinal in [4, 3] {
+        load.set(&net.router(ordinal), false);
+        net.stop(ordinal);
+    }
+    net.await_owners(&[0, 1, 2]);
+    let (n_reads, failed) = load.end();
+    println!("{n_reads} reads, {} failed", failed.len());
+    assert!(n_reads > 1000 && failed.is_empty(), "{n_reads} reads; {failed:#?}");
 }

@@ -20,6 +20,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use serde_json::json;
+use sharding::wire::Etag;
 
 use super::{LABEL, TaskError, Template, TemplateArgs, has_router};
 use crate::drain;
@@ -231,7 +232,11 @@ pub(super) fn manifests(args: &InstallArgs) -> Result<String, TaskError> {
         json!({
             "apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata,
             "spec": {"replicas": 2, "selector": {"matchLabels": labels}, "template": {
-                "metadata": {"labels": labels},
+                // Another certificate is another pod: a running one would serve the old one for a while.
+                "metadata": {
+                    "labels": labels,
+                    "annotations": {"distributed-cache/certificate": Etag::of(certificate.as_bytes()).to_string()},
+                },
                 "spec": {
                     "automountServiceAccountToken": false,
                     "containers": [container],
@@ -251,7 +256,8 @@ pub(super) fn manifests(args: &InstallArgs) -> Result<String, TaskError> {
                 },
                 "objectSelector": {"matchLabels": {LABEL: "true"}},
                 "rules": [
-                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]},
+                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"],
+                     "scope": "*"},
                 ],
                 "admissionReviewVersions": ["v1"],
                 "sideEffects": "None",
