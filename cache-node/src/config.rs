@@ -7,14 +7,17 @@ mod file;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use sharding::id::{NShards, NodeId, RegionName};
+use sharding::budget::Budget;
+use sharding::id::{DatabaseName, NShards, NodeId, RegionName};
 use sharding::map::Member;
 use sharding::times::{Times, TimesError};
 use transport::seeds::{DATA_PORT, SeedArgs, SeedsError};
 
+use crate::database::Query;
 use crate::shard::freshness::Freshness;
 
 /// Exit code for a mistake in the configuration (`EX_USAGE` of sysexits.h).
@@ -143,13 +146,32 @@ pub struct CacheConfig {
     pub regions: Vec<RegionConfig>,
 }
 
+/// Which database, and where. Its `Debug` shows no password.
+#[derive(Clone, Debug)]
+pub enum Server {
+    /// The SQLite file; absolute when the file's own path was.
+    Sqlite(PathBuf),
+    /// A PostgreSQL server.
+    Postgres(Box<tokio_postgres::Config>),
+    /// A Redis server.
+    Redis(Box<redis::ConnectionInfo>),
+}
+
 /// A database.
 #[derive(Clone, Debug)]
 pub struct DatabaseConfig {
     /// Its name in the file.
-    pub name: String,
-    /// The SQLite file; absolute when the file's own path was.
-    pub path: PathBuf,
+    pub name: DatabaseName,
+    /// Where it is.
+    pub server: Server,
+    /// Certificates that the server's may follow from, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Operations a second of the whole cluster; `None`: as many as come.
+    pub budget: Option<Budget>,
+    /// Most operations of this node at a time.
+    pub in_flight_max: usize,
+    /// Longest time for an operation of several keys; past it they are split.
+    pub operation_timeout: Duration,
     /// Longest time that a load may take.
     pub load_timeout: Duration,
     /// Most keys in one operation.
@@ -165,8 +187,8 @@ pub struct RegionConfig {
     pub name: RegionName,
     /// Position of its database in [`CacheConfig::databases`].
     pub database: usize,
-    /// The query that reads its rows: first column the key, second the value.
-    pub load: String,
+    /// What reads its values.
+    pub query: Arc<Query>,
     /// Media type of its values.
     pub content_type: String,
     /// How long its entries may be served.

@@ -7,6 +7,7 @@ use actix_web::dev::Server;
 use actix_web::{App, HttpResponse, HttpServer, web};
 
 use crate::node::Node;
+use crate::region::Ledger;
 
 /// Media type of the metrics, as prometheus-client writes them.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -46,6 +47,7 @@ async fn readyz(node: web::Data<Node>) -> HttpResponse {
 
 async fn metrics(node: web::Data<Node>) -> HttpResponse {
     node.metrics.lease_remaining.set(node.lease_left().as_secs_f64());
+    node.ledgers.iter().for_each(Ledger::measure);
     let mut text = String::new();
     match prometheus_client::encoding::text::encode(&mut text, &node.registry) {
         Ok(()) => HttpResponse::Ok().content_type(METRICS_TYPE).body(text),

@@ -18,7 +18,7 @@ use sharding::wire::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::membership::links::LinkEnd;
 use crate::membership::{self, Inbox};
@@ -258,7 +258,7 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
     let (op, ask) = match request.body {
         RequestBody::Get(ask) => (Op::Get, ask),
         RequestBody::Explain(ask) => (Op::Explain, ask),
-        RequestBody::PassThrough(ask) => (Op::PassThrough { until: Instant::now() + ask.deadline }, ask),
+        RequestBody::PassThrough(ask) => (Op::PassThrough, ask),
         RequestBody::GetMap => {
             match node.map() {
                 Some(map) => {
@@ -275,7 +275,7 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
             return None;
         }
     };
-    let Ask { shard, region: name, key, .. } = ask;
+    let Ask { shard, region: name, key, deadline, .. } = ask;
     let Some(region) = node.region(&name) else {
         let message = format!("this node has no region {}", String::from_utf8_lossy(&name));
         reply.fail(FailureCode::UnknownRegion, Duration::ZERO, message);
@@ -287,7 +287,7 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
         reply.fail(FailureCode::Overloaded, OVERLOADED_RETRY, message);
         return None;
     }
-    let work = Work { op, shard, region, key, reply };
+    let work = Work { op, shard, region, key, deadline, reply };
     // A router whose map has another number of shards would have a value kept twice.
     if sharding::hash::shard_of(&node.regions[region].name, &work.key, node.n_shards) != shard {
         node.misdirect(work);

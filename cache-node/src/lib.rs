@@ -58,7 +58,9 @@ pub enum NodeError {
 /// [`NodeError::Config`] before anything has started.
 pub fn run(args: &Args) -> Result<(), NodeError> {
     let config = CacheConfig::load(&args.config)?;
-    let place = place(args)?;
+    let place = place(args, &config)?;
+    // Whoever speaks TLS does it with this one. Installed already, it is the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let data_listener = bind("--data-bind", args.data_bind)?;
     let control_listener = bind("--control-bind", args.control_bind)?;
 
@@ -85,7 +87,7 @@ pub fn run(args: &Args) -> Result<(), NodeError> {
 }
 
 /// What this node is to its cluster.
-fn place(args: &Args) -> Result<Place, ConfigError> {
+fn place(args: &Args, config: &CacheConfig) -> Result<Place, ConfigError> {
     let seeds = args.seed_members()?;
     let member = args.member(&seeds)?;
     let ordinal = seeds.iter().position(|seed| seed.node == args.name);
@@ -101,6 +103,7 @@ fn place(args: &Args) -> Result<Place, ConfigError> {
         ordinal: ordinal.and_then(|ordinal| u16::try_from(ordinal).ok()),
         identity: Identity { member, incarnation: Incarnation(fastrand::u64(..)), identity },
         times: args.times()?,
+        terms: region::terms(config),
     })
 }
 

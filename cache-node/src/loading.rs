@@ -1,34 +1,52 @@
-//! Loading what is missing: one loader per database, on a thread of its own, so that no load blocks a lane.
+//! Loading what is missing: one loader per database and node, on a thread of its own, so that no load blocks a lane.
 //!
-//! While the database is busy the keys that come in wait together; what waits leaves in one batched read. So a load is
-//! sent at once while there is headroom, and gathered when there is not.
+//! What leaves when, and together with what, is decided in [`queue`]; what the budget allows in [`spending`]; whether the
+//! database is asked at all in [`breaker`]. The loader performs it.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod breaker;
+mod queue;
+pub(crate) mod spending;
+
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use sharding::id::RegionName;
 use sharding::wire::{Etag, Failure, FailureCode, VALUE_BYTES_MAX};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::database::{Database, DatabaseError};
+use crate::database::{Database, DatabaseError, Found, Query, Read};
 use crate::metrics::{DatabaseMetrics, LoadReason};
+use breaker::State;
+use queue::{Next, Queue};
+use spending::{HeldSlot, Spending};
 
-/// What a caller is told to wait when the queue of loads is full.
-const QUEUE_FULL_RETRY: Duration = Duration::from_secs(1);
+/// What a caller is told to wait when the queue of loads is full, or the database does not answer.
+const RETRY: Duration = Duration::from_secs(1);
+/// A driver that has not stopped an operation so long after its time is not waited for.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A key to be read, and who wants to know.
 #[derive(Debug)]
 struct Load {
-    /// The region's query.
-    query: Arc<str>,
+    /// Position of its region.
+    region: usize,
     key: Bytes,
     reason: LoadReason,
+    /// When whoever waits for it leaves: the order in which loads are sent.
+    wanted_by: Instant,
     /// When its answer is worth nothing any more.
     until: Instant,
     /// Dropped without an answer, it says that the load was given up.
     done: oneshot::Sender<Result<Loaded, LoadError>>,
+    /// Its place among those that may wait.
+    _room: Option<Room>,
+    /// It was sent once and met no database: the connection may have been an old one.
+    is_again: bool,
 }
 
 /// Where the answer to a load comes; closed, the load was given up.
@@ -48,6 +66,10 @@ pub(crate) struct Loaded {
 pub(crate) enum LoadError {
     #[error("database {database}: {error}; the next request tries again")]
     Database { database: Arc<str>, error: DatabaseError },
+    #[error("database {database} does not answer: {error}; it is tried again")]
+    Unavailable { database: Arc<str>, error: DatabaseError, retry_after: Duration },
+    #[error("the budget of database {database} is spent for longer than this request can wait")]
+    OverBudget { database: Arc<str>, retry_after: Duration },
     #[error("the value has {0} bytes; at most {VALUE_BYTES_MAX} are served")]
     ValueTooLarge(usize),
     #[error("the load was not answered within {0:?}; the next request tries again")]
@@ -62,7 +84,9 @@ impl LoadError {
     /// What those who wait for the load are told.
     pub(crate) fn failure(&self) -> Failure {
         let (code, retry_after) = match self {
-            Self::QueueFull(_) => (FailureCode::Overloaded, QUEUE_FULL_RETRY),
+            Self::QueueFull(_) => (FailureCode::Overloaded, RETRY),
+            Self::OverBudget { retry_after, .. } => (FailureCode::Overloaded, *retry_after),
+            Self::Unavailable { retry_after, .. } => (FailureCode::Unavailable, (*retry_after).max(RETRY)),
             _ => (FailureCode::Database, Duration::ZERO),
         };
         Failure { code, retry_after, message: self.to_string() }
@@ -76,118 +100,317 @@ pub(crate) struct LoaderLimits {
     pub(crate) keys_max: usize,
     /// Most loads that wait.
     pub(crate) queue_max: usize,
+    /// Most operations in flight.
+    pub(crate) in_flight_max: usize,
+    /// Longest time for an operation of several keys; past it they are split.
+    pub(crate) operation_timeout: Duration,
     /// Longest time for one load.
     pub(crate) timeout: Duration,
+}
+
+/// A region as its loader knows it.
+#[derive(Clone, Debug)]
+pub(crate) struct LoadedRegion {
+    /// Its place, by which loads name it.
+    pub(crate) place: usize,
+    pub(crate) name: RegionName,
+    pub(crate) query: Arc<Query>,
 }
 
 /// Where loads for one database are handed in. Clones share the queue; when the last is dropped the thread ends.
 #[derive(Clone, Debug)]
 pub(crate) struct Loader {
-    queue: Sender<Load>,
+    name: Arc<str>,
+    loads: mpsc::UnboundedSender<Load>,
+    /// Loads that were handed in and not answered.
+    n_waiting: Arc<AtomicUsize>,
     limits: LoaderLimits,
 }
 
+/// One place of a loader's queue.
+#[derive(Debug)]
+struct Room(Arc<AtomicUsize>);
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Loader {
-    /// Starts the loader's thread. `connect` is called on it for the first connection, and for another after a panic
-    /// inside one.
+    /// Starts the loader's thread.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub(crate) fn start<D: Database>(
+    pub(crate) fn start(
         name: &str,
-        connect: impl Fn() -> Result<D, DatabaseError> + Send + 'static,
+        database: Arc<dyn Database>,
+        regions: Vec<LoadedRegion>,
         limits: LoaderLimits,
+        spending: Option<Spending>,
         metrics: DatabaseMetrics,
     ) -> std::io::Result<Self> {
-        let (queue, waiting) = bounded(limits.queue_max);
-        let thread = LoaderThread { name: name.into(), connect, waiting, limits, metrics };
-        std::thread::Builder::new().name(format!("loader {name}")).spawn(move || thread.run())?;
-        Ok(Self { queue, limits })
+        let (loads, waiting) = mpsc::unbounded_channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let name: Arc<str> = name.into();
+        let regions = regions.into_iter().map(|region| (region.place, Prepared::new(region))).collect();
+        let crew = Crew {
+            name: Arc::clone(&name),
+            database,
+            regions,
+            limits,
+            spending,
+            metrics,
+            queue: Queue::default(),
+            in_flight: FuturesUnordered::new(),
+            last_error: None,
+        };
+        let thread = std::thread::Builder::new().name(format!("loader {name}"));
+        thread.spawn(move || runtime.block_on(crew.run(waiting)))?;
+        Ok(Self { name, loads, n_waiting: Arc::default(), limits })
     }
 
-    /// Reads a key.
+    /// Reads a key of a region; whoever waits for it does so until `wanted_by`, and the load goes on after that.
     ///
     /// # Errors
     /// [`LoadError`], at the latest after [`LoaderLimits::timeout`].
-    pub(crate) async fn load(&self, query: Arc<str>, key: Bytes, reason: LoadReason) -> Result<Loaded, LoadError> {
-        let result = self.send(query, key, reason)?;
-        match tokio::time::timeout(self.limits.timeout, result).await {
+    pub(crate) async fn load(
+        &self,
+        region: usize,
+        key: Bytes,
+        reason: LoadReason,
+        wanted_by: Option<Instant>,
+    ) -> Result<Loaded, LoadError> {
+        let landing = self.send(region, key, reason, wanted_by)?;
+        match tokio::time::timeout(self.limits.timeout, landing).await {
             Ok(result) => result.unwrap_or(Err(LoadError::GivenUp)),
             Err(_) => Err(LoadError::TimedOut(self.limits.timeout)),
         }
     }
 
-    fn send(&self, query: Arc<str>, key: Bytes, reason: LoadReason) -> Result<Landing, LoadError> {
+    /// What whoever cannot wait any longer is told.
+    pub(crate) fn slow(&self) -> Failure {
+        let message = format!("database {} has not answered yet; the load goes on", self.name);
+        Failure { code: FailureCode::Unavailable, retry_after: RETRY, message }
+    }
+
+    fn send(
+        &self,
+        region: usize,
+        key: Bytes,
+        reason: LoadReason,
+        wanted_by: Option<Instant>,
+    ) -> Result<Landing, LoadError> {
+        let room = Room(Arc::clone(&self.n_waiting));
+        if self.n_waiting.fetch_add(1, Ordering::Relaxed) >= self.limits.queue_max {
+            return Err(LoadError::QueueFull(self.limits.queue_max));
+        }
         let (done, landing) = oneshot::channel();
         let until = Instant::now() + self.limits.timeout;
-        match self.queue.try_send(Load { query, key, reason, until, done }) {
-            // The thread ends only after all loaders: a load it never takes answers "given up" when it is dropped.
-            Ok(()) | Err(TrySendError::Disconnected(_)) => Ok(landing),
-            Err(TrySendError::Full(_)) => Err(LoadError::QueueFull(self.limits.queue_max)),
-        }
+        let wanted_by = wanted_by.unwrap_or(until).min(until);
+        // The thread ends only after all loaders: a load it never takes answers "given up" when it is dropped.
+        let _ =
+            self.loads.send(Load { region, key, reason, wanted_by, until, done, _room: Some(room), is_again: false });
+        Ok(landing)
     }
 }
 
-struct LoaderThread<C> {
+/// A region's query, and what stands beside it in the database's own log for each reason.
+struct Prepared {
+    query: Arc<Query>,
+    comments: [Arc<str>; LoadReason::ALL.len()],
+}
+
+impl Prepared {
+    fn new(region: LoadedRegion) -> Self {
+        let comment = |reason: LoadReason| {
+            format!("distributed-cache region={} reason={}", region.name.as_str(), reason.label()).into()
+        };
+        Self { query: region.query, comments: LoadReason::ALL.map(comment) }
+    }
+}
+
+/// An operation that has ended.
+struct Done {
+    batch: Vec<Load>,
+    sent: Instant,
+    answer: Result<Found, DatabaseError>,
+    /// Given back when the operation has ended.
+    _slot: Option<HeldSlot>,
+}
+
+/// What runs on a loader's thread.
+struct Crew {
     name: Arc<str>,
-    connect: C,
-    waiting: Receiver<Load>,
+    database: Arc<dyn Database>,
+    regions: std::collections::BTreeMap<usize, Prepared>,
     limits: LoaderLimits,
+    spending: Option<Spending>,
     metrics: DatabaseMetrics,
+    queue: Queue,
+    in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
+    last_error: Option<DatabaseError>,
 }
 
-impl<D: Database, C: Fn() -> Result<D, DatabaseError>> LoaderThread<C> {
-    fn run(self) {
-        let mut connection = None;
-        while let Ok(first) = self.waiting.recv() {
-            let mut batch = vec![first];
-            batch.extend(self.waiting.try_iter().take(self.limits.keys_max - 1));
-            loop {
-                // Looked at before each operation: the one before may have taken long.
-                let now = Instant::now();
-                batch.retain(|load| load.until > now && !load.done.is_closed());
-                let Some(first) = batch.first() else { break };
-                let query = Arc::clone(&first.query);
-                let (same, others) = batch.into_iter().partition(|load| *load.query == *query);
-                self.read(&mut connection, &query, same);
-                batch = others;
+impl Crew {
+    async fn run(mut self, mut loads: mpsc::UnboundedReceiver<Load>) {
+        loop {
+            while let Ok(load) = loads.try_recv() {
+                self.take_in(load);
+            }
+            let wake = self.send_what_may_be();
+            tokio::select! {
+                load = loads.recv() => match load {
+                    Some(load) => self.take_in(load),
+                    None => return,
+                },
+                Some(done) = self.in_flight.next(), if !self.in_flight.is_empty() => self.land(done),
+                () = sleep_until(wake), if wake.is_some() => {}
+                () = granted(self.spending.as_ref()), if self.spending.is_some() => {}
             }
         }
     }
 
-    /// One operation: reads the keys of one query and answers all who asked.
-    fn read(&self, connection: &mut Option<D>, query: &str, batch: Vec<Load>) {
-        let keys: Vec<Bytes> = batch.iter().map(|load| load.key.clone()).collect();
-        // The last one to give up decides: the others' waiters have left by then.
-        let until = batch.iter().map(|load| load.until).max().unwrap_or_else(Instant::now);
-        let sent = Instant::now();
-        let answer = catch_unwind(AssertUnwindSafe(|| {
-            let database = match connection {
-                Some(database) => database,
-                None => connection.insert((self.connect)()?),
-            };
-            self.metrics.count_operation(batch[0].reason);
-            for load in &batch {
-                self.metrics.count_key(load.reason);
+    /// Puts a load into the queue, unless it would wait there in vain.
+    fn take_in(&mut self, load: Load) {
+        let now = Instant::now();
+        if let (State::Closed(until), Some(error)) = (self.queue.breaker.state(now), &self.last_error) {
+            let error = self.unavailable(error, until.saturating_duration_since(now));
+            // Nobody waits any more.
+            let _ = load.done.send(Err(error));
+            return;
+        }
+        if let Some(wait) = self.wait()
+            && now + wait > load.wanted_by
+        {
+            self.metrics.over_budget.inc();
+            let _ = load.done.send(Err(LoadError::OverBudget { database: Arc::clone(&self.name), retry_after: wait }));
+            return;
+        }
+        self.queue.push(load);
+    }
+
+    /// How long one more load would wait for the budget, about.
+    fn wait(&self) -> Option<Duration> {
+        let n_operations = self.queue.n_operations(self.limits.keys_max).unwrap_or(0);
+        self.spending.as_ref()?.wait(n_operations.max(1))
+    }
+
+    /// Sends batches while there is headroom; gives when there is some again.
+    fn send_what_may_be(&mut self) -> Option<Instant> {
+        let wake = loop {
+            let now = Instant::now();
+            match self.queue.next(now, self.limits.in_flight_max) {
+                Next::Idle => break None,
+                Next::At(at) => break Some(at),
+                Next::Batch => {}
             }
-            database.read(query, &keys, until)
-        }));
-        self.metrics.load_seconds.observe(sent.elapsed().as_secs_f64());
-        let answer = answer.unwrap_or_else(|_| {
-            *connection = None;
-            Err(DatabaseError::Failed("its driver panicked".to_owned()))
-        });
-        if let Err(error) = &answer {
-            log::warn!(database = &*self.name, keys = keys.len(); "a load failed: {error}");
-        }
-        for load in batch {
-            let result = match &answer {
-                Ok(found) => loaded(sent, found.get(&load.key)),
-                Err(error) => Err(LoadError::Database { database: Arc::clone(&self.name), error: error.clone() }),
+            let slot = match self.spending.as_ref().map(Spending::spend).transpose() {
+                Ok(slot) => slot,
+                Err(short) => break short.until.map(|at| now + at.saturating_sub(crate::clock::now().boot)),
             };
-            // Nobody waits any more: the load has outlived its time.
-            let _ = load.done.send(result);
+            let batch = self.queue.take(now, self.limits.keys_max);
+            if !batch.is_empty() {
+                self.send(now, batch, slot);
+            }
+        };
+        if let Some(spending) = &self.spending {
+            spending.set_wanted(self.queue.n_operations(self.limits.keys_max).unwrap_or(0));
         }
+        wake
+    }
+
+    /// One operation. Requires: the batch is not empty, and all of one region.
+    fn send(&mut self, sent: Instant, batch: Vec<Load>, slot: Option<HeldSlot>) {
+        let prepared = &self.regions[&batch[0].region];
+        self.metrics.count_operation(batch[0].reason);
+        batch.iter().for_each(|load| self.metrics.count_key(load.reason));
+        // The last one to give up decides: the others' waiters have left by then.
+        let until = batch.iter().map(|load| load.until).max().unwrap_or(sent);
+        let until = if batch.len() > 1 { until.min(sent + self.limits.operation_timeout) } else { until };
+        let read = self.database.read(Read {
+            query: Arc::clone(&prepared.query),
+            comment: Arc::clone(&prepared.comments[batch[0].reason as usize]),
+            keys: batch.iter().map(|load| load.key.clone()).collect(),
+            until,
+        });
+        self.in_flight.push(Box::pin(async move {
+            // On a task of its own, so that a panic in a driver ends that task and nothing else.
+            let read = tokio::spawn(tokio::time::timeout_at((until + STOP_TIMEOUT).into(), read));
+            let answer = match read.await {
+                Ok(answer) => answer.unwrap_or(Err(DatabaseError::TimedOut)),
+                Err(_) => Err(DatabaseError::Failed("its driver panicked".to_owned())),
+            };
+            Done { batch, sent, answer, _slot: slot }
+        }));
+    }
+
+    /// Answers all who asked, or splits a batch that ran past its time.
+    fn land(&mut self, done: Done) {
+        let Done { batch, sent, answer, .. } = done;
+        self.queue.landed();
+        self.metrics.load_seconds.observe(sent.elapsed().as_secs_f64());
+        let error = match answer {
+            Ok(found) => {
+                self.queue.breaker.handle_success();
+                for load in batch {
+                    let result = loaded(sent, found.get(&load.key));
+                    // Nobody waits any more: the load has outlived its time.
+                    let _ = load.done.send(result);
+                }
+                return;
+            }
+            Err(error) => error,
+        };
+        log::warn!(database = &*self.name, keys = batch.len(); "a load failed: {error}");
+        let is_away = matches!(error, DatabaseError::Unavailable(_) | DatabaseError::TimedOut);
+        self.last_error = Some(error.clone());
+        if is_away && self.queue.breaker.handle_failure(Instant::now(), fastrand::f64()) {
+            log::error!(database = &*self.name; "the database does not answer; it is tried again from time to time");
+        }
+        if error == DatabaseError::TimedOut && batch.len() > 1 {
+            self.queue.split(batch);
+        } else if matches!(error, DatabaseError::Unavailable(_)) && batch.iter().any(|load| !load.is_again) {
+            self.queue.again(batch.into_iter().map(|load| Load { is_again: true, ..load }).collect());
+        } else {
+            let error = match error {
+                DatabaseError::Unavailable(_) => self.unavailable(&error, RETRY),
+                error => LoadError::Database { database: Arc::clone(&self.name), error },
+            };
+            for load in batch {
+                let _ = load.done.send(Err(error.clone()));
+            }
+        }
+        self.turn_away();
+    }
+
+    /// While the database is left alone nobody waits for it.
+    fn turn_away(&mut self) {
+        let now = Instant::now();
+        if let (State::Closed(until), Some(error)) = (self.queue.breaker.state(now), &self.last_error) {
+            let error = self.unavailable(error, until.saturating_duration_since(now));
+            for load in self.queue.drain() {
+                let _ = load.done.send(Err(error.clone()));
+            }
+        }
+    }
+
+    fn unavailable(&self, error: &DatabaseError, retry_after: Duration) -> LoadError {
+        LoadError::Unavailable { database: Arc::clone(&self.name), error: error.clone(), retry_after }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn granted(spending: Option<&Spending>) {
+    match spending {
+        Some(spending) => spending.granted().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -200,121 +423,4 @@ fn loaded(sent: Instant, value: Option<&Bytes>) -> Result<Loaded, LoadError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use prometheus_client::registry::Registry;
-
-    use super::*;
-    use crate::metrics::Metrics;
-
-    const LIMITS: LoaderLimits = LoaderLimits { keys_max: 100, queue_max: 100, timeout: Duration::from_secs(5) };
-
-    /// As an error, it makes the driver panic.
-    const PANIC: &str = "panic";
-
-    /// A database whose every read is played by the test: it says what it was asked, then waits for the answer.
-    struct Scripted {
-        asked: Sender<Vec<Bytes>>,
-        answers: Receiver<Result<HashMap<Bytes, Bytes>, DatabaseError>>,
-    }
-
-    impl Database for Scripted {
-        fn read(&mut self, _: &str, keys: &[Bytes], _: Instant) -> Result<HashMap<Bytes, Bytes>, DatabaseError> {
-            self.asked.send(keys.to_vec()).expect("the test listens");
-            let answer = self.answers.recv().expect("the test answers");
-            assert_ne!(answer, Err(DatabaseError::Failed(PANIC.to_owned())), "on purpose");
-            answer
-        }
-    }
-
-    struct Scene {
-        loader: Loader,
-        asked: Receiver<Vec<Bytes>>,
-        answers: Sender<Result<HashMap<Bytes, Bytes>, DatabaseError>>,
-    }
-
-    fn scene(limits: LoaderLimits) -> Scene {
-        let (ask, asked) = bounded(100);
-        let (answers, answer) = bounded(100);
-        let connect = move || Ok(Scripted { asked: ask.clone(), answers: answer.clone() });
-        let metrics = Metrics::new(&mut Registry::default()).database("main");
-        let loader = Loader::start("main", connect, limits, metrics).expect("a thread");
-        Scene { loader, asked, answers }
-    }
-
-    impl Scene {
-        fn send(&self, key: &'static str) -> Landing {
-            self.try_send(key).expect("room")
-        }
-
-        fn try_send(&self, key: &'static str) -> Result<Landing, LoadError> {
-            self.loader.send("SELECT".into(), Bytes::from(key), LoadReason::Cold)
-        }
-
-        /// The keys of the next read.
-        fn asked(&self) -> Vec<Bytes> {
-            self.asked.recv_timeout(LIMITS.timeout).expect("the database is asked")
-        }
-    }
-
-    #[test]
-    fn keys_that_wait_for_a_busy_database_leave_in_one_read() {
-        let scene = scene(LIMITS);
-        let first = scene.send("a");
-        assert_eq!(scene.asked(), ["a"]);
-        let rest: Vec<Landing> = ["b", "c", "d"].into_iter().map(|key| scene.send(key)).collect();
-        scene.answers.send(Ok(HashMap::from([(Bytes::from("a"), Bytes::from("1"))]))).expect("the loader listens");
-        assert_eq!(scene.asked(), ["b", "c", "d"]);
-        scene.answers.send(Ok(HashMap::new())).expect("the loader listens");
-
-        let value = first.blocking_recv().expect("answered").expect("loaded").content;
-        assert_eq!(value.map(|(value, _)| value), Some(Bytes::from("1")));
-        for done in rest {
-            assert!(done.blocking_recv().expect("answered").expect("loaded").content.is_none());
-        }
-    }
-
-    #[test]
-    fn an_error_reaches_all_who_waited_and_the_next_load_tries_again() {
-        let scene = scene(LIMITS);
-        scene.answers.send(Err(DatabaseError::TimedOut)).expect("the loader listens");
-        let error = scene.send("a").blocking_recv().expect("answered").expect_err("failed").to_string();
-        assert!(error.contains("database main"), "{error}");
-        scene.answers.send(Ok(HashMap::new())).expect("the loader listens");
-        assert!(scene.send("a").blocking_recv().expect("answered").is_ok());
-    }
-
-    #[test]
-    fn a_panic_in_a_driver_strands_nobody() {
-        let scene = scene(LIMITS);
-        let done = scene.send("a");
-        scene.asked();
-        scene.answers.send(Err(DatabaseError::Failed(PANIC.to_owned()))).expect("the loader listens");
-        let error = done.blocking_recv().expect("answered").expect_err("failed").to_string();
-        assert!(error.contains("panicked"), "{error}");
-        let _next = scene.send("b");
-        assert_eq!(scene.asked(), ["b"], "on a new connection");
-    }
-
-    #[test]
-    fn one_load_more_than_may_wait_is_refused() {
-        let scene = scene(LoaderLimits { queue_max: 2, ..LIMITS });
-        let _busy = scene.send("a");
-        scene.asked();
-        let _waiting = (scene.send("b"), scene.send("c"));
-        let error = scene.try_send("d").expect_err("there is no room");
-        assert_eq!((&error, error.failure().code), (&LoadError::QueueFull(2), FailureCode::Overloaded));
-    }
-
-    #[test]
-    fn a_load_that_nobody_waits_for_any_more_is_not_sent() {
-        let scene = scene(LIMITS);
-        let _busy = scene.send("a");
-        scene.asked();
-        drop(scene.send("left"));
-        let _kept = scene.send("kept");
-        scene.answers.send(Ok(HashMap::new())).expect("the loader listens");
-        assert_eq!(scene.asked(), ["kept"]);
-    }
-}
+mod tests;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::Addr;
+use sharding::budget::Terms;
 use sharding::id::ShardId;
 use sharding::map::Member;
 use sharding::membership::{Incarnation, Reply};
@@ -22,6 +23,7 @@ use sharding::wire::Control;
 use tokio::sync::mpsc;
 
 use crate::clock;
+use crate::loading::spending::Spending;
 use crate::node::{LeasePage, Node, Stage};
 use crate::shard::Resize;
 use crate::shard_region::{Release, Serve, ShardRegion};
@@ -57,6 +59,8 @@ pub(crate) struct Place {
     pub(crate) ordinal: Option<u16>,
     pub(crate) identity: Identity,
     pub(crate) times: Times,
+    /// The budgets that it lends when it coordinates.
+    pub(crate) terms: Vec<Terms>,
 }
 
 /// One for each node, on its main thread.
@@ -85,7 +89,9 @@ impl Membership {
         let (now, times) = (clock::now(), place.times);
         let n_seeds = u16::try_from(place.seeds.len()).expect("a handful of seeds");
         let life = place.identity.incarnation;
-        let seed = place.ordinal.map(|ordinal| Seed::new(now, times, node.n_shards, ordinal, n_seeds, life.0));
+        let seed = place
+            .ordinal
+            .map(|ordinal| Seed::new(now, times, node.n_shards, place.terms.clone(), (ordinal, n_seeds), life.0));
         let link = |(ordinal, seed): (u16, &Member)| {
             (Some(ordinal) != place.ordinal).then(|| links::start(ordinal, &seed.data, &node, inbox.clone()))
         };
@@ -160,7 +166,11 @@ impl Membership {
         if let Some(seed) = &mut self.seed {
             wake = wake.min(seed.poll(now));
         }
-        while let Some(renew) = self.ownership.poll_renew(now) {
+        // First: a share that was taken back must be known to its loader before it is said to be free.
+        self.perform_all(now);
+        let node = Arc::clone(&self.node);
+        let used = || node.spendings().map(Spending::used).collect();
+        if let Some(renew) = self.ownership.poll_renew(now, used) {
             wake = wake.min(self.ownership.next_renew());
             self.to_seeds(&Control::Renew(renew.clone()));
             if let Some(seed) = &mut self.seed {
@@ -169,9 +179,7 @@ impl Membership {
         }
         self.send(now);
         self.resize();
-        while let Some(effect) = self.ownership.poll_effect() {
-            self.perform(now, effect);
-        }
+        self.perform_all(now);
         if let Some(seed) = &mut self.seed {
             self.node.set_vote(seed.votes(now), seed.term(now).is_some());
         }
@@ -226,6 +234,12 @@ impl Membership {
         }
     }
 
+    fn perform_all(&mut self, now: Now) {
+        while let Some(effect) = self.ownership.poll_effect() {
+            self.perform(now, effect);
+        }
+    }
+
     fn perform(&mut self, now: Now, effect: Effect) {
         let lane_of = |shard: ShardId| &self.lanes[usize::from(shard.lane(self.node.n_lanes))];
         match effect {
@@ -235,10 +249,16 @@ impl Membership {
                 self.node.publish(map);
             }
             Effect::Lease(lease) => self.node.set_lease(lease),
-            Effect::Serve { shard, since } => {
+            Effect::Shares(shares, lease) => {
+                for spending in self.node.spendings() {
+                    let share = shares.iter().find(|share| share.database == *spending.database());
+                    spending.handle_share(share.map_or(0, |share| share.slots), lease);
+                }
+            }
+            Effect::Serve { shard, since, after } => {
                 self.n_tenures += 1;
                 self.node.set_tenure(shard, self.n_tenures);
-                lane_of(shard).do_send(Serve { shard, since, tenure: self.n_tenures });
+                lane_of(shard).do_send(Serve { shard, since, after, tenure: self.n_tenures });
             }
             Effect::Release { shard } => {
                 self.node.set_tenure(shard, 0);

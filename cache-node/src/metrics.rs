@@ -32,6 +32,11 @@ struct LoadLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DatabaseLabel {
+    database: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
 }
@@ -54,10 +59,25 @@ pub(crate) enum LoadReason {
     Absent,
     /// The owner could not be reached; the value was not kept.
     PassThrough,
+    /// It was in memory, and gave way to others before its time.
+    Evicted,
+    /// The shard was another's lately, which gave it away.
+    Moved,
+    /// The shard was another's lately, which is gone.
+    Crashed,
 }
 
 impl LoadReason {
-    const ALL: [Self; 5] = [Self::Cold, Self::Expired, Self::Refreshed, Self::Absent, Self::PassThrough];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Cold,
+        Self::Expired,
+        Self::Refreshed,
+        Self::Absent,
+        Self::PassThrough,
+        Self::Evicted,
+        Self::Moved,
+        Self::Crashed,
+    ];
 
     pub(crate) const fn label(self) -> &'static str {
         match self {
@@ -66,6 +86,9 @@ impl LoadReason {
             Self::Refreshed => "refreshed",
             Self::Absent => "absent",
             Self::PassThrough => "pass_through",
+            Self::Evicted => "evicted",
+            Self::Moved => "moved",
+            Self::Crashed => "crashed",
         }
     }
 }
@@ -80,6 +103,8 @@ pub(crate) struct Metrics {
     operations: Family<LoadLabels, Counter>,
     keys: Family<LoadLabels, Counter>,
     load_seconds: Histogram,
+    over_budget: Family<DatabaseLabel, Counter>,
+    budget_slots: Family<DatabaseLabel, Gauge>,
     connections_closed: Family<ReasonLabel, Counter>,
     shards: Family<StateLabel, Gauge>,
     pub(crate) shards_restarted: Counter,
@@ -113,12 +138,22 @@ pub(crate) struct RegionMetrics {
 pub(crate) struct DatabaseMetrics {
     by_reason: [(Counter, Counter); LoadReason::ALL.len()],
     pub(crate) load_seconds: Histogram,
+    /// Loads that were refused because the budget would not have come in time.
+    pub(crate) over_budget: Counter,
+    /// Slots of the budget that this node has.
+    pub(crate) budget_slots: Gauge,
 }
 
 impl DatabaseMetrics {
     /// Counts one operation, by the reason of its first key.
     pub(crate) fn count_operation(&self, reason: LoadReason) {
         self.by_reason[reason as usize].0.inc();
+    }
+
+    /// How many operations there were for each reason, and how many keys they asked for.
+    pub(crate) fn ledger(&self) -> impl Iterator<Item = (LoadReason, u64, u64)> {
+        let counted = LoadReason::ALL.into_iter().zip(&self.by_reason);
+        counted.map(|(reason, (operations, keys))| (reason, operations.get(), keys.get()))
     }
 
     /// Counts one key that is asked for.
@@ -145,6 +180,8 @@ impl Metrics {
             operations: Family::default(),
             keys: Family::default(),
             load_seconds: Histogram::new(exponential_buckets(0.0001, 2.0, LOAD_BUCKETS)),
+            over_budget: Family::default(),
+            budget_slots: Family::default(),
             connections_closed: Family::default(),
             shards: Family::default(),
             shards_restarted: Counter::default(),
@@ -164,6 +201,12 @@ impl Metrics {
         registry.register("database_operations", "Operations, by first key's reason", metrics.operations.clone());
         registry.register("database_keys", "Keys asked for, found or not", metrics.keys.clone());
         registry.register("load_seconds", "From sending an operation to its answer", metrics.load_seconds.clone());
+        registry.register(
+            "loads_over_budget",
+            "Loads refused because the budget would not have come in time",
+            metrics.over_budget.clone(),
+        );
+        registry.register("budget_slots", "Operations a second that this node may spend", metrics.budget_slots.clone());
         registry.register(
             "connections_closed",
             "Data connections by why they ended",
@@ -215,7 +258,13 @@ impl Metrics {
             let labels = LoadLabels { database: name.to_owned(), reason: reason.label() };
             (self.operations.get_or_create_owned(&labels), self.keys.get_or_create_owned(&labels))
         };
-        DatabaseMetrics { by_reason: LoadReason::ALL.map(counters), load_seconds: self.load_seconds.clone() }
+        let label = DatabaseLabel { database: name.to_owned() };
+        DatabaseMetrics {
+            by_reason: LoadReason::ALL.map(counters),
+            load_seconds: self.load_seconds.clone(),
+            over_budget: self.over_budget.get_or_create_owned(&label),
+            budget_slots: self.budget_slots.get_or_create_owned(&label),
+        }
     }
 
     pub(crate) fn connection_closed(&self, reason: &'static str) {

@@ -20,9 +20,10 @@ use transport::names::Names;
 
 use crate::clock;
 use crate::config::{Args, CacheConfig};
+use crate::loading::spending::Spending;
 use crate::membership::Place;
 use crate::metrics::Metrics;
-use crate::region::{self, Region};
+use crate::region::{self, Ledger, LedgerPage, Region};
 use crate::shard::Work;
 
 /// A node's shared state. The shell's parts hold it by `Arc`; only the map and the drain change after the start.
@@ -41,6 +42,8 @@ pub(crate) struct Node {
     /// Where other nodes are found.
     pub(crate) names: Arc<Names>,
     pub(crate) regions: Arc<[Region]>,
+    /// One for each database.
+    pub(crate) ledgers: Vec<Ledger>,
     pub(crate) metrics: Metrics,
     pub(crate) registry: Registry,
     /// Most unanswered requests of one connection.
@@ -95,7 +98,8 @@ impl Node {
     ) -> std::io::Result<Self> {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
-        let regions = region::start(config, &metrics)?;
+        let n_seeds = place.ordinal.and_then(|_| u32::try_from(place.seeds.len()).ok());
+        let (regions, ledgers) = region::start(config, &metrics, &place.times, n_seeds)?;
         Ok(Self {
             name: args.name.clone(),
             n_lanes,
@@ -106,6 +110,7 @@ impl Node {
             failover: place.times.failover(),
             names: Names::of_system(),
             regions,
+            ledgers,
             serving: metrics.shards_serving(),
             metrics,
             registry,
@@ -129,6 +134,11 @@ impl Node {
     /// Position of a region by its name.
     pub(crate) fn region(&self, name: &[u8]) -> Option<usize> {
         self.regions.iter().position(|region| region.name.as_str().as_bytes() == name)
+    }
+
+    /// Those of its databases that have a budget.
+    pub(crate) fn spendings(&self) -> impl Iterator<Item = &Spending> {
+        self.ledgers.iter().filter_map(|ledger| ledger.spending.as_ref())
     }
 
     /// The newest map.
@@ -265,6 +275,7 @@ impl Node {
             shards_serving: self.serving.get(),
             uptime_seconds: self.started.elapsed().as_secs(),
             regions: regions.collect(),
+            databases: self.ledgers.iter().map(Ledger::page).collect(),
         }
     }
 }
@@ -287,6 +298,8 @@ pub(crate) struct NodePage {
     shards_serving: i64,
     uptime_seconds: u64,
     regions: Vec<RegionPage>,
+    /// What was spent on each, and why.
+    databases: Vec<LedgerPage>,
 }
 
 /// A lease that the coordinator has granted.

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant as StdInstant};
 
 use bytes::Bytes;
 use sharding::id::ShardId;
@@ -17,10 +17,9 @@ use transport::upstream::{Upstream, UpstreamError};
 
 use crate::metrics::LoadReason;
 use crate::node::Node;
-use crate::reply::Reply;
 use crate::shard::entries::Entry;
 use crate::shard::flight::{Boarding, FlightId, FlightKey, Flights};
-use crate::shard::{self, Work};
+use crate::shard::{self, Waiter, Work};
 
 /// After so long without an answer the owner is asked whether it is there, and gets as long to say so.
 const OWNER_PATIENCE: Duration = Duration::from_millis(100);
@@ -31,7 +30,7 @@ const OVERLOADED_RETRY: Duration = Duration::from_secs(1);
 pub(crate) struct PassThrough {
     node: Arc<Node>,
     owners: Rc<Upstream>,
-    flights: RefCell<Flights<Reply>>,
+    flights: RefCell<Flights<Waiter>>,
 }
 
 impl PassThrough {
@@ -41,18 +40,29 @@ impl PassThrough {
     }
 
     /// Answers a request: with a read of its key that is under way, or one of its own.
-    pub(crate) fn take(self: &Rc<Self>, work: Work, until: Instant) {
-        let Work { shard, region, key, reply, .. } = work;
+    pub(crate) fn take(self: &Rc<Self>, work: Work) {
+        let Work { shard, region, key, deadline, reply, .. } = work;
         let flight = (region, key);
-        let Boarding::Lead(id) = self.flights.borrow_mut().board(flight.clone(), Some(reply)) else { return };
+        let waiter = Waiter::new(reply, StdInstant::now(), deadline);
+        let leaves_at = waiter.leaves_at;
+        let Boarding::Lead(id) = self.flights.borrow_mut().board(flight.clone(), Some(waiter)) else { return };
         let aboard = Aboard { pass: Rc::clone(self), flight, id };
         actix_rt::spawn(async move {
-            let answer = aboard.pass.read(shard, aboard.flight.0, &aboard.flight.1, until).await;
+            let until = Instant::now() + deadline;
+            let reading = aboard.pass.read(shard, aboard.flight.0, &aboard.flight.1, until, leaves_at);
+            let answer = shard::watched(reading, leaves_at, || aboard.part(StdInstant::now())).await;
             aboard.land(&answer);
         });
     }
 
-    async fn read(&self, shard: ShardId, region: usize, key: &Bytes, until: Instant) -> AnswerBody {
+    async fn read(
+        &self,
+        shard: ShardId,
+        region: usize,
+        key: &Bytes,
+        until: Instant,
+        wanted_by: StdInstant,
+    ) -> AnswerBody {
         let Ok(_permit) = self.node.passing.try_acquire() else {
             let message = "too many keys are read past their owners already".to_owned();
             let code = FailureCode::Overloaded;
@@ -62,10 +72,10 @@ impl PassThrough {
             return answer;
         }
         let region = &self.node.regions[region];
-        match region.load(key.clone(), LoadReason::PassThrough).await {
+        match region.load(key.clone(), LoadReason::PassThrough, Some(wanted_by)).await {
             Ok(loaded) => {
                 let lifetime = region.freshness.lifetime(loaded.sent, loaded.content.is_none(), fastrand::f64());
-                let entry = Entry { content: loaded.content, lifetime };
+                let entry = Entry { content: loaded.content, reason: LoadReason::PassThrough, lifetime };
                 shard::answer(&entry, Served::PassedThrough, false, std::time::Instant::now())
             }
             Err(error) => AnswerBody::Failed(error.failure()),
@@ -106,7 +116,7 @@ impl PassThrough {
 }
 
 const fn speaks_for_the_database(code: FailureCode) -> bool {
-    matches!(code, FailureCode::Database | FailureCode::Overloaded)
+    matches!(code, FailureCode::Database | FailureCode::Overloaded | FailureCode::Unavailable)
 }
 
 /// A flight that this task flies. Dropped before it has landed, it answers whoever waits by dropping them.
@@ -119,7 +129,7 @@ struct Aboard {
 impl Aboard {
     fn land(self, answer: &AnswerBody) {
         let metrics = &self.pass.node.regions[self.flight.0].metrics;
-        for reply in self.waiters() {
+        for Waiter { reply, .. } in self.waiters() {
             match answer {
                 AnswerBody::Value { entry, .. } | AnswerBody::Absent(entry) => {
                     let is_ours = entry.served == Served::PassedThrough;
@@ -132,7 +142,18 @@ impl Aboard {
         }
     }
 
-    fn waiters(&self) -> Vec<Reply> {
+    /// Answers those who cannot wait any longer.
+    fn part(&self, now: StdInstant) {
+        let region = &self.pass.node.regions[self.flight.0];
+        let left = self.pass.flights.borrow_mut().part(&self.flight, self.id, |waiter| waiter.leaves_at <= now);
+        for waiter in left {
+            let failure = region.slow();
+            region.metrics.count_failure(failure.code);
+            waiter.reply.send(AnswerBody::Failed(failure));
+        }
+    }
+
+    fn waiters(&self) -> Vec<Waiter> {
         self.pass.flights.borrow_mut().land(&self.flight, self.id).unwrap_or_default()
     }
 }

@@ -8,24 +8,34 @@ pub(crate) mod flight;
 pub(crate) mod freshness;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, Context, Handler, Message};
 use bytes::Bytes;
 use serde::Serialize;
 use sharding::epoch::Epoch;
 use sharding::id::ShardId;
+use sharding::membership::After;
 use sharding::wire::{AnswerBody, Entry as WireEntry, Served};
+use tokio::time::timeout_at;
 
 use crate::loading::{LoadError, Loaded};
 use crate::metrics::LoadReason;
 use crate::node::Node;
 use crate::region::Region;
 use crate::reply::Reply;
-use crate::shard_region::{ShardDied, ShardRegion};
+use crate::shard_region::{Serve, ShardDied, ShardRegion};
 use entries::{Entries, Entry};
 use flight::{Boarding, FlightId, FlightKey, Flights};
 use freshness::Age;
+
+/// So long before its time is over whoever waits for a load is told that it cannot be waited for; earlier by less where
+/// there is little time.
+const LEAVE_BEFORE: Duration = Duration::from_millis(250);
+/// The smallest part of a request's time that is used to say so: one in so many.
+const LEAVE_PART: u32 = 8;
+/// Those who wait are looked at so often, once the first has left.
+const LEAVE_PERIOD: Duration = Duration::from_millis(100);
 
 /// What is asked of a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +43,7 @@ pub(crate) enum Op {
     Get,
     Explain,
     /// Get it past its owner; whoever is the owner serves it like any other.
-    PassThrough {
-        /// Whoever asked waits no longer.
-        until: tokio::time::Instant,
-    },
+    PassThrough,
 }
 
 /// One request for this shard.
@@ -47,7 +54,22 @@ pub(crate) struct Work {
     /// Position of the region.
     pub(crate) region: usize,
     pub(crate) key: Bytes,
+    /// So long whoever asked waits.
+    pub(crate) deadline: Duration,
     pub(crate) reply: Reply,
+}
+
+/// Who waits for a load, and until when it can be told something.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    pub(crate) reply: Reply,
+    pub(crate) leaves_at: Instant,
+}
+
+impl Waiter {
+    pub(crate) fn new(reply: Reply, now: Instant, deadline: Duration) -> Self {
+        Self { reply, leaves_at: now + deadline.saturating_sub(LEAVE_BEFORE.min(deadline / LEAVE_PART)) }
+    }
 }
 
 /// Requests of one read of a connection, all of this shard.
@@ -60,8 +82,17 @@ pub(crate) struct Batch(pub(crate) Vec<Work>);
 #[rtype(result = "()")]
 pub(crate) struct Landed {
     flight: FlightKey,
+    reason: LoadReason,
     id: FlightId,
     result: Result<Loaded, LoadError>,
+}
+
+/// A load has taken long: time to answer those whose own time is over.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Overdue {
+    flight: FlightKey,
+    id: FlightId,
 }
 
 /// Tells the shard of its load, however the load's task ends: its waiters are not stranded by a panic there.
@@ -92,34 +123,26 @@ pub(crate) struct Sweep;
 
 /// The owner of one shard's entries. Started by its lane's [`ShardRegion`], which hears of it when it panics.
 pub(crate) struct Shard {
-    id: ShardId,
-    since: Epoch,
-    /// Under which it serves: a number that this node gives only once.
-    tenure: u64,
+    serve: Serve,
+    /// When it began to.
+    began: Instant,
     node: Arc<Node>,
     entries: Vec<Entries>,
-    flights: Flights<Reply>,
+    flights: Flights<Waiter>,
     supervisor: Addr<ShardRegion>,
 }
 
 impl Shard {
     /// An empty shard of a node that owns `n_owned` of them.
-    pub(crate) fn new(
-        id: ShardId,
-        since: Epoch,
-        tenure: u64,
-        node: Arc<Node>,
-        n_owned: usize,
-        supervisor: Addr<ShardRegion>,
-    ) -> Self {
+    pub(crate) fn new(serve: Serve, node: Arc<Node>, n_owned: usize, supervisor: Addr<ShardRegion>) -> Self {
         let part = |region: &Region| Entries::new(region.shard_bytes(n_owned), region.metrics.entries.clone());
         let entries = node.regions.iter().map(part).collect();
-        Self { id, since, tenure, node, entries, flights: Flights::new(), supervisor }
+        Self { serve, began: Instant::now(), node, entries, flights: Flights::new(), supervisor }
     }
 
     /// Whether it may act as the owner at this moment.
     fn owns(&self) -> bool {
-        self.node.owns(self.id, self.tenure)
+        self.node.owns(self.serve.shard, self.serve.tenure)
     }
 
     fn get(&mut self, work: Work, now: Instant, me: &Addr<Self>) {
@@ -136,51 +159,67 @@ impl Shard {
                 }
             }
             None => {
-                let reason = self.reason(work.region, &work.key);
-                self.load((work.region, work.key), Some(work.reply), reason, me);
+                let reason = self.reason(work.region, &work.key, now);
+                let waiter = Waiter::new(work.reply, now, work.deadline);
+                self.load((work.region, work.key), Some(waiter), reason, me);
             }
         }
     }
 
     /// Why a key that cannot be served from memory has to be loaded.
-    fn reason(&self, region: usize, key: &[u8]) -> LoadReason {
+    fn reason(&mut self, region: usize, key: &[u8], now: Instant) -> LoadReason {
         match self.entries[region].peek(key) {
-            None => LoadReason::Cold,
-            Some(Entry { content: None, .. }) => LoadReason::Absent,
-            Some(_) => LoadReason::Expired,
+            Some(Entry { content: None, .. }) => return LoadReason::Absent,
+            Some(_) => return LoadReason::Expired,
+            None if self.entries[region].was_evicted(key) => return LoadReason::Evicted,
+            None => {}
+        }
+        // Whoever had the shard before may have had it in memory, unless that is too long ago.
+        let is_recent = now < self.began + self.node.regions[region].freshness.max_stale;
+        match self.serve.after {
+            After::Move if is_recent => LoadReason::Moved,
+            After::Crash if is_recent => LoadReason::Crashed,
+            _ => LoadReason::Cold,
         }
     }
 
     /// Joins the key's load, or starts one.
-    fn load(&mut self, flight: FlightKey, waiter: Option<Reply>, reason: LoadReason, me: &Addr<Self>) {
+    fn load(&mut self, flight: FlightKey, waiter: Option<Waiter>, reason: LoadReason, me: &Addr<Self>) {
+        let leaves_at = waiter.as_ref().map(|waiter| waiter.leaves_at);
         let Boarding::Lead(id) = self.flights.board(flight.clone(), waiter) else { return };
         let (node, me) = (Arc::clone(&self.node), me.clone());
         // Not `ctx.spawn`: the actor would poll every load in the air again with every message.
         actix_rt::spawn(async move {
-            let mut landed =
-                LoadTask { shard: me, landed: Some(Landed { flight, id, result: Err(LoadError::GivenUp) }) };
-            if let Some(Landed { flight, result, .. }) = &mut landed.landed {
-                *result = node.regions[flight.0].load(flight.1.clone(), reason).await;
+            let mut task = LoadTask {
+                shard: me,
+                landed: Some(Landed { flight: flight.clone(), reason, id, result: Err(LoadError::GivenUp) }),
+            };
+            let loading = node.regions[flight.0].load(flight.1.clone(), reason, leaves_at);
+            let look_at = leaves_at.unwrap_or_else(|| Instant::now() + LEAVE_PERIOD);
+            let shard = task.shard.clone();
+            let loaded = watched(loading, look_at, || shard.do_send(Overdue { flight: flight.clone(), id })).await;
+            if let Some(landed) = &mut task.landed {
+                landed.result = loaded;
             }
         });
     }
 
     fn land(&mut self, landed: Landed, now: Instant) {
-        let Landed { flight, id, result } = landed;
+        let Landed { flight, reason, id, result } = landed;
         // A load that was given up meanwhile may not be stored: something newer may be there.
         let Some(waiters) = self.flights.land(&flight, id) else { return };
         let (region, metrics) = (&self.node.regions[flight.0], &self.node.regions[flight.0].metrics);
         match result {
             Ok(loaded) => {
                 let lifetime = region.freshness.lifetime(loaded.sent, loaded.content.is_none(), fastrand::f64());
-                let entry = Entry { content: loaded.content, lifetime };
+                let entry = Entry { content: loaded.content, reason, lifetime };
                 // What a deposed owner has loaded is true, and answers who waited; but it is not kept.
                 let owns = self.owns();
                 let kept = owns && self.entries[flight.0].insert(Box::from(&flight.1[..]), entry.clone()).is_ok();
                 if owns && !kept {
                     metrics.not_kept.inc();
                 }
-                for (place, reply) in waiters.into_iter().enumerate() {
+                for (place, Waiter { reply, .. }) in waiters.into_iter().enumerate() {
                     let (served, counter) = match place {
                         0 => (Served::Miss, &metrics.miss),
                         _ => (Served::Joined, &metrics.joined),
@@ -191,11 +230,21 @@ impl Shard {
             }
             Err(error) => {
                 let failure = error.failure();
-                for reply in waiters {
+                for waiter in waiters {
                     metrics.count_failure(failure.code);
-                    reply.send(AnswerBody::Failed(failure.clone()));
+                    waiter.reply.send(AnswerBody::Failed(failure.clone()));
                 }
             }
+        }
+    }
+
+    /// Answers those who cannot wait any longer; the load goes on for the others, and for whoever comes.
+    fn part(&mut self, Overdue { flight, id }: &Overdue, now: Instant) {
+        let region = &self.node.regions[flight.0];
+        for waiter in self.flights.part(flight, *id, |waiter| waiter.leaves_at <= now) {
+            let failure = region.slow();
+            region.metrics.count_failure(failure.code);
+            waiter.reply.send(AnswerBody::Failed(failure));
         }
     }
 
@@ -204,12 +253,24 @@ impl Shard {
         let page = Explanation {
             region: self.node.regions[work.region].name.as_str(),
             key: String::from_utf8_lossy(&work.key),
-            shard: self.id,
-            owned_since: self.since,
+            shard: self.serve.shard,
+            owned_since: self.serve.since,
             is_loading: self.flights.is_in_the_air(&flight),
             entry: self.entries[work.region].peek(&work.key).map(|entry| EntryPage::of(entry, now)),
         };
         AnswerBody::Page(serde_json::to_vec(&page).expect("a page of plain fields is JSON").into())
+    }
+}
+
+/// Waits for something, and looks after those who wait for it too: first at `look_at`, then again and again.
+pub(crate) async fn watched<T>(what: impl Future<Output = T>, mut look_at: Instant, look: impl Fn()) -> T {
+    let mut what = std::pin::pin!(what);
+    loop {
+        match timeout_at(look_at.into(), &mut what).await {
+            Ok(done) => return done,
+            Err(_) => look(),
+        }
+        look_at = Instant::now() + LEAVE_PERIOD;
     }
 }
 
@@ -238,6 +299,8 @@ struct Explanation<'a> {
 struct EntryPage {
     state: &'static str,
     is_absent: bool,
+    /// Why it was loaded.
+    loaded: &'static str,
     value_bytes: usize,
     etag: Option<String>,
     age_ms: u128,
@@ -253,6 +316,7 @@ impl EntryPage {
                 Age::Gone => "gone",
             },
             is_absent: entry.content.is_none(),
+            loaded: entry.reason.label(),
             value_bytes: entry.content.as_ref().map_or(0, |(value, _)| value.len()),
             etag: entry.content.as_ref().map(|(_, etag)| etag.to_string()),
             age_ms: now.saturating_duration_since(entry.lifetime.sent).as_millis(),
@@ -269,7 +333,7 @@ impl Drop for Shard {
     /// A panic ends the actor and nobody restarts it; so it says so itself. Its waiters are answered as they drop.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.supervisor.do_send(ShardDied { shard: self.id, since: self.since });
+            self.supervisor.do_send(ShardDied { shard: self.serve.shard, since: self.serve.since });
         }
     }
 }
@@ -285,7 +349,7 @@ impl Handler<Batch> for Shard {
         for work in batch {
             match work.op {
                 _ if !owns => self.node.misdirect(work),
-                Op::Get | Op::PassThrough { .. } => self.get(work, now, &me),
+                Op::Get | Op::PassThrough => self.get(work, now, &me),
                 Op::Explain => {
                     let page = self.explain(&work, now);
                     work.reply.send(page);
@@ -300,6 +364,14 @@ impl Handler<Landed> for Shard {
 
     fn handle(&mut self, landed: Landed, _: &mut Context<Self>) {
         self.land(landed, Instant::now());
+    }
+}
+
+impl Handler<Overdue> for Shard {
+    type Result = ();
+
+    fn handle(&mut self, overdue: Overdue, _: &mut Context<Self>) {
+        self.part(&overdue, Instant::now());
     }
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use sharding::epoch::Epoch;
 use sharding::id::ShardId;
+use sharding::membership::After;
 use sharding::wire::FrameReader;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -59,10 +60,10 @@ impl Lane {
             }
             return;
         }
-        if works.iter().any(|work| matches!(work.op, Op::PassThrough { .. })) && !self.owns(shard) {
+        if works.iter().any(|work| work.op == Op::PassThrough) && !self.owns(shard) {
             for work in std::mem::take(&mut works) {
                 match work.op {
-                    Op::PassThrough { until } => self.pass_through.take(work, until),
+                    Op::PassThrough => self.pass_through.take(work),
                     Op::Get | Op::Explain => works.push(work),
                 }
             }
@@ -78,8 +79,8 @@ impl Lane {
 /// Supervises the shards of one lane.
 pub(crate) struct ShardRegion {
     lane: Rc<Lane>,
-    /// For each shard that is served here, since when and under which tenure.
-    since: Vec<Option<(Epoch, u64)>>,
+    /// For each shard that is served here, under which tenure.
+    since: Vec<Option<Serve>>,
     n_owned: usize,
     /// Where the sweep goes on.
     next_swept: usize,
@@ -91,6 +92,8 @@ pub(crate) struct ShardRegion {
 pub(crate) struct Serve {
     pub(crate) shard: ShardId,
     pub(crate) since: Epoch,
+    /// Whose it was before.
+    pub(crate) after: After,
     /// See [`Node::owns`].
     pub(crate) tenure: u64,
 }
@@ -138,9 +141,9 @@ impl ShardRegion {
         Self { lane: Rc::new(lane), since: Vec::new(), n_owned: 0, next_swept: 0 }
     }
 
-    fn start_shard(&self, shard: ShardId, (since, tenure): (Epoch, u64), me: Addr<Self>) {
-        let node = Arc::clone(&self.lane.node);
-        let address = Shard::new(shard, since, tenure, node, self.n_owned, me).start();
+    fn start_shard(&self, serve: Serve, me: Addr<Self>) {
+        let (node, shard) = (Arc::clone(&self.lane.node), serve.shard);
+        let address = Shard::new(serve, node, self.n_owned, me).start();
         let mut shards = self.lane.shards.borrow_mut();
         if shards.len() <= shard.index() {
             shards.resize(shard.index() + 1, None);
@@ -190,12 +193,13 @@ impl Handler<Resize> for ShardRegion {
 impl Handler<Serve> for ShardRegion {
     type Result = ();
 
-    fn handle(&mut self, Serve { shard, since, tenure }: Serve, ctx: &mut Context<Self>) {
-        self.start_shard(shard, (since, tenure), ctx.address());
+    fn handle(&mut self, serve: Serve, ctx: &mut Context<Self>) {
+        let shard = serve.shard;
+        self.start_shard(serve, ctx.address());
         if self.since.len() <= shard.index() {
             self.since.resize(shard.index() + 1, None);
         }
-        self.since[shard.index()] = Some((since, tenure));
+        self.since[shard.index()] = Some(serve);
         self.lane.node.serving.inc();
     }
 }
@@ -218,10 +222,11 @@ impl Handler<ShardDied> for ShardRegion {
 
     /// Starts it again, empty, unless it has been released or given anew meanwhile.
     fn handle(&mut self, ShardDied { shard, since }: ShardDied, ctx: &mut Context<Self>) {
-        let Some(served) = self.since[shard.index()].filter(|served| served.0 == since) else { return };
+        let Some(served) = self.since[shard.index()].filter(|served| served.since == since) else { return };
         log::error!(shard = shard.0; "a shard's actor panicked and is started again, empty");
         self.lane.node.metrics.shards_restarted.inc();
-        self.start_shard(shard, served, ctx.address());
+        // What it held is gone as after a crash.
+        self.start_shard(Serve { after: After::Crash, ..served }, ctx.address());
     }
 }
 

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::assign::assign;
+use crate::budget::{BudgetShare, Lending, Terms};
 use crate::epoch::{Epoch, Term};
 use crate::id::{NShards, NodeId, ShardId};
 use crate::map::{Member, ShardMap};
-use crate::membership::{Grant, Greeting, Incarnation, Renew, Reply, Tenure};
+use crate::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure};
 use crate::times::{Now, Times};
 
 /// Most lives that it remembers to have greeted and that have not quoted it yet.
@@ -21,18 +22,18 @@ const GREETED_MAX: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seat {
     /// Nobody has it.
-    Free,
+    Free { after: After },
     /// Granted, or to be granted with the next answer.
-    Owned { by: Incarnation, since: Epoch },
+    Owned { by: Incarnation, since: Epoch, after: After },
     /// To be given up by its owner: left out of its grants from this request on (`None`: it has not asked since).
-    Moving { by: Incarnation, since: Epoch, asked: Option<u64> },
+    Moving { by: Incarnation, since: Epoch, after: After, asked: Option<u64> },
 }
 
 impl Seat {
     const fn owner(self) -> Option<(Incarnation, Epoch)> {
         match self {
-            Self::Free => None,
-            Self::Owned { by, since } | Self::Moving { by, since, .. } => Some((by, since)),
+            Self::Free { .. } => None,
+            Self::Owned { by, since, .. } | Self::Moving { by, since, .. } => Some((by, since)),
         }
     }
 }
@@ -75,6 +76,8 @@ pub struct Coordinator {
     /// Until then shards that nobody has reported may belong to owners of the term before.
     adopts_until: Duration,
     map: Arc<ShardMap>,
+    /// One for each database with a budget.
+    lendings: Vec<Lending>,
     /// Something has happened since the last plan that may call for another.
     needs_plan: bool,
 }
@@ -85,19 +88,19 @@ pub struct HigherTerm(pub Term);
 
 impl Coordinator {
     /// The coordinator of a new term, acquired at `now`. `nonce` is random: greetings of two lives with the same term
-    /// differ.
+    /// differ. It lends the budgets of `terms`.
     ///
     /// # Panics
     /// Never: an empty map of `n_shards` is a map.
     #[must_use]
-    pub fn new(now: Now, times: Times, term: Term, n_shards: NShards, nonce: u64) -> Self {
+    pub fn new(now: Now, times: Times, term: Term, n_shards: NShards, nonce: u64, terms: &[Terms]) -> Self {
         let n = usize::from(n_shards.get());
         let map = ShardMap::new(Epoch { term, seq: 0 }, Vec::new(), vec![None; n]).expect("an empty map is one");
         Self {
             times,
             term,
             seq: 0,
-            seats: vec![Seat::Free; n],
+            seats: vec![Seat::Free { after: After::Nobody }; n],
             owners: BTreeMap::new(),
             greeted: BTreeMap::new(),
             // Half of the range: nonces are compared, and do not wrap.
@@ -106,6 +109,7 @@ impl Coordinator {
             // Whoever was granted something by the one before sent its request before this moment.
             adopts_until: if times.rules.wait { now.boot + times.bound(times.lease) } else { now.boot },
             map: Arc::new(map),
+            lendings: terms.iter().map(|terms| Lending::new(now, &times, terms.clone())).collect(),
             needs_plan: true,
         }
     }
@@ -151,6 +155,11 @@ impl Coordinator {
             return Ok(None);
         }
         owner.request = renew.request;
+        for used in &renew.budgets {
+            if let Some(lending) = self.lendings.iter_mut().find(|lending| *lending.database() == used.database) {
+                lending.handle_use(renew.incarnation, renew.granted, used);
+            }
+        }
         owner.seen = renew.seen;
         if owner.granted < renew.granted {
             (owner.granted, owner.heard) = (renew.granted, now.boot);
@@ -215,7 +224,7 @@ impl Coordinator {
                 dead.push(*incarnation);
             }
         }
-        dead.into_iter().for_each(|incarnation| self.remove(incarnation));
+        dead.into_iter().for_each(|incarnation| self.remove(now, incarnation));
         let owner = Owner {
             member: renew.member.clone(),
             identity: renew.identity.clone(),
@@ -230,12 +239,20 @@ impl Coordinator {
             is_superseded: !is_newest,
         };
         self.owners.insert(renew.incarnation, owner);
+        let mut has_adopted = false;
         // What it serves stays with it: its lease of the term before has not run out, so nobody else has it.
         for tenure in &renew.held {
-            if let Some(seat @ Seat::Free) = self.seats.get_mut(tenure.shard.index())
+            if let Some(seat @ Seat::Free { .. }) = self.seats.get_mut(tenure.shard.index())
                 && now.boot < self.adopts_until
             {
-                *seat = Seat::Owned { by: renew.incarnation, since: tenure.since };
+                *seat = Seat::Owned { by: renew.incarnation, since: tenure.since, after: tenure.after };
+                has_adopted = true;
+            }
+        }
+        if has_adopted {
+            // It is not the first term: what nobody reports was somebody's who is gone.
+            for seat in self.seats.iter_mut().filter(|seat| **seat == Seat::Free { after: After::Nobody }) {
+                *seat = Seat::Free { after: After::Crash };
             }
         }
         self.change();
@@ -251,7 +268,7 @@ impl Coordinator {
                 && asked <= renew.granted
                 && !held.contains(&shard)
             {
-                *seat = Seat::Free;
+                *seat = Seat::Free { after: After::Move };
                 self.needs_plan = true;
             }
         }
@@ -262,15 +279,18 @@ impl Coordinator {
         let gone: Vec<Incarnation> =
             self.owners.iter().filter(|(_, owner)| owner.bound <= now.boot).map(|(life, _)| *life).collect();
         for incarnation in gone {
-            self.remove(incarnation);
+            self.remove(now, incarnation);
         }
     }
 
-    fn remove(&mut self, incarnation: Incarnation) {
-        self.owners.remove(&incarnation);
+    fn remove(&mut self, now: Now, incarnation: Incarnation) {
+        let bound = self.owners.remove(&incarnation).map_or(now.boot, |owner| owner.bound);
+        for lending in &mut self.lendings {
+            lending.handle_gone(now, &self.times, incarnation, bound);
+        }
         for seat in &mut self.seats {
             if seat.owner().is_some_and(|(by, _)| by == incarnation) {
-                *seat = Seat::Free;
+                *seat = Seat::Free { after: After::Crash };
             }
         }
         self.change();
@@ -305,9 +325,13 @@ impl Coordinator {
         for (at, seat) in self.seats.iter_mut().enumerate() {
             let wanted = table.get(at).map(|&target| targets[target].0);
             let after = match (*seat, wanted) {
-                (Seat::Free, Some(by)) => Seat::Owned { by, since: next },
-                (Seat::Owned { by, since }, wanted) if wanted != Some(by) => Seat::Moving { by, since, asked: None },
-                (Seat::Moving { by, since, .. }, Some(wanted)) if wanted == by => Seat::Owned { by, since },
+                (Seat::Free { after }, Some(by)) => Seat::Owned { by, since: next, after },
+                (Seat::Owned { by, since, after }, wanted) if wanted != Some(by) => {
+                    Seat::Moving { by, since, after, asked: None }
+                }
+                (Seat::Moving { by, since, after, .. }, Some(wanted)) if wanted == by => {
+                    Seat::Owned { by, since, after }
+                }
                 (seat, _) => seat,
             };
             changed |= after.owner() != seat.owner();
@@ -338,7 +362,9 @@ impl Coordinator {
         let mut shards = Vec::new();
         for (shard, seat) in (0..).map(ShardId).zip(&mut self.seats) {
             match seat {
-                Seat::Owned { by, since } if *by == incarnation => shards.push(Tenure { shard, since: *since }),
+                Seat::Owned { by, since, after } if *by == incarnation => {
+                    shards.push(Tenure { shard, since: *since, after: *after });
+                }
                 Seat::Moving { by, asked: asked @ None, .. } if *by == incarnation => *asked = Some(request),
                 _ => {}
             }
@@ -349,14 +375,19 @@ impl Coordinator {
         let all_have = self.owners.values().all(|owner| owner.is_leaving || owner.seen >= epoch);
         let owner = self.owners.get_mut(&incarnation).expect("who is answered is an owner");
         if owner.is_leaving && owns_nothing && renew.held.is_empty() && all_have {
-            self.remove(incarnation);
+            self.remove(now, incarnation);
             return Reply::Goodbye { incarnation };
         }
         owner.bound = now.boot + self.times.bound(self.times.lease);
         // While it learns who owns what, the last map of the term before is the better one.
         let is_settled = self.adopts_until <= now.boot || self.seats.iter().all(|seat| seat.owner().is_some());
         let map = (is_settled && renew.map < epoch).then(|| Arc::clone(&self.map));
-        Reply::Grant(Grant { incarnation, request, epoch, shards, map })
+        let share = |lending: &mut Lending| {
+            let slots = lending.grant(now, incarnation, request)?;
+            Some(BudgetShare { database: lending.database().clone(), slots })
+        };
+        let shares = self.lendings.iter_mut().filter_map(share).collect();
+        Reply::Grant(Grant { incarnation, request, epoch, shards, shares, map })
     }
 
     /// Does what time brings, and gives the next wake-up.

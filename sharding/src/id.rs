@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Longest key in bytes, after percent-decoding.
 pub const KEY_BYTES_MAX: usize = 4096;
-/// Longest name of a region in bytes.
+/// Longest name of a region or a database in bytes.
 pub const REGION_NAME_BYTES_MAX: usize = 63;
 /// Longest name of a node in bytes: that of a DNS name.
 pub const NODE_ID_BYTES_MAX: usize = 253;
@@ -112,14 +112,7 @@ impl RegionName {
     /// # Errors
     /// [`NameError`] for another shape, a name that is too long or one that is taken.
     pub fn parse(name: &str) -> Result<Self, NameError> {
-        const WHAT: &str = "region name";
-        check_length(WHAT, name, REGION_NAME_BYTES_MAX)?;
-        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-        let bytes = name.as_bytes();
-        if !plain(bytes[0]) || !bytes.iter().all(|&b| plain(b) || b == b'_' || b == b'-') {
-            let allowed = "a-z, 0-9, and after the first character - and _";
-            return Err(NameError::Character { what: WHAT, allowed, name: name.to_owned() });
-        }
+        check_plain("region name", name)?;
         if RESERVED_REGION_NAMES.contains(&name) {
             return Err(NameError::Reserved(name.to_owned()));
         }
@@ -130,6 +123,33 @@ impl RegionName {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// Name of a database, by which all nodes mean the same one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DatabaseName(Arc<str>);
+
+impl DatabaseName {
+    /// Parses `[a-z0-9][a-z0-9_-]*`.
+    ///
+    /// # Errors
+    /// [`NameError`] for another shape, or a name that is too long.
+    pub fn parse(name: &str) -> Result<Self, NameError> {
+        check_plain("database name", name)?;
+        Ok(Self(name.into()))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for DatabaseName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
@@ -199,6 +219,17 @@ impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+fn check_plain(what: &'static str, name: &str) -> Result<(), NameError> {
+    check_length(what, name, REGION_NAME_BYTES_MAX)?;
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = name.as_bytes();
+    if !plain(bytes[0]) || !bytes.iter().all(|&b| plain(b) || b == b'_' || b == b'-') {
+        let allowed = "a-z, 0-9, and after the first character - and _";
+        return Err(NameError::Character { what, allowed, name: name.to_owned() });
+    }
+    Ok(())
 }
 
 fn check_length(what: &'static str, name: &str, max: usize) -> Result<(), NameError> {

@@ -14,6 +14,7 @@
 //! | [`acceptor`], [`proposer`] | which seed coordinates |
 //! | [`coordinator`] | who is granted what, and until when |
 //! | [`seed`] | the three together: what a seed does |
+//! | [`budget`] | how many operations a second each node may spend on a database |
 //! | [`membership`] | what owners and the coordinator say to each other |
 //! | [`ownership`] | node side: which shards to serve, and under which lease |
 //! | [`routing`] | router side: where a request goes, and what its answer means for the next try |
@@ -21,6 +22,7 @@
 
 pub mod acceptor;
 pub mod assign;
+pub mod budget;
 pub mod coordinator;
 pub mod epoch;
 pub mod hash;

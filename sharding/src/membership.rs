@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::budget::{BudgetShare, BudgetUse};
 use crate::epoch::{Epoch, Term};
 use crate::id::ShardId;
 use crate::map::{Member, ShardMap};
@@ -19,6 +20,17 @@ pub struct Greeting {
     pub nonce: u64,
 }
 
+/// Whose shard it was before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// Nobody's, as far as anybody knows.
+    Nobody,
+    /// An owner's that gave it away.
+    Move,
+    /// An owner's that is gone.
+    Crash,
+}
+
 /// A shard and since when it belongs to its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tenure {
@@ -26,6 +38,8 @@ pub struct Tenure {
     pub shard: ShardId,
     /// The epoch at which it was granted. Every grant after a lapse, and every grant to another life, has a new one.
     pub since: Epoch,
+    /// Whose it was before that.
+    pub after: After,
 }
 
 /// A node asks for its lease: every period, and at once when something changed. It goes to every seed.
@@ -50,6 +64,8 @@ pub struct Renew {
     pub greeting: Option<Greeting>,
     /// What it serves at this moment, under a lease that holds.
     pub held: Vec<Tenure>,
+    /// What it holds of the budgets; no database twice.
+    pub budgets: Vec<BudgetUse>,
     /// It drains: it wants to own nothing any more.
     pub is_leaving: bool,
 }
@@ -84,6 +100,8 @@ pub struct Grant {
     pub epoch: Epoch,
     /// All that the node may serve. What is not here it serves no more.
     pub shards: Vec<Tenure>,
+    /// Its parts of the budgets; of a database that is not here it has none.
+    pub shares: Vec<BudgetShare>,
     /// The map, when the node has none so new, and it is worth having.
     pub map: Option<Arc<ShardMap>>,
 }

@@ -7,10 +7,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::budget::{BudgetShare, BudgetUse};
 use crate::epoch::{Epoch, Term};
 use crate::id::{NShards, ShardId};
 use crate::map::{Member, ShardMap};
-use crate::membership::{Grant, Greeting, Incarnation, Renew, Reply, Tenure};
+use crate::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure};
 use crate::times::{Lease, Now, Times};
 
 /// What the shell has to do, in the order given.
@@ -20,12 +21,16 @@ pub enum Effect {
     Publish(Arc<ShardMap>),
     /// What is served may be served under this lease from now on.
     Lease(Lease),
+    /// These are its parts of the budgets, under this lease; of other databases it has none.
+    Shares(Vec<BudgetShare>, Lease),
     /// Begin to serve a shard, with no entries.
     Serve {
         /// The shard.
         shard: ShardId,
         /// The epoch at which it became ours.
         since: Epoch,
+        /// Whose it was before.
+        after: After,
     },
     /// Serve a shard no more and forget its entries.
     Release {
@@ -60,7 +65,9 @@ pub struct Ownership {
     seen: Epoch,
     lease: Option<Lease>,
     /// For each shard that is served: since when.
-    tenures: Vec<Option<Epoch>>,
+    tenures: Vec<Option<(Epoch, After)>>,
+    /// Its parts of the budgets by the grant that it acted on last.
+    shares: Vec<BudgetShare>,
     map: Option<Arc<ShardMap>>,
     next_renew: Duration,
     is_leaving: bool,
@@ -82,6 +89,7 @@ impl Ownership {
             seen: Epoch::default(),
             lease: None,
             tenures: vec![None; usize::from(n_shards.get())],
+            shares: Vec::new(),
             map: None,
             next_renew: now.boot,
             is_leaving: false,
@@ -174,6 +182,11 @@ impl Ownership {
         self.take_shards(now, &grant.shards);
         self.lease = Some(lease);
         self.effects.push_back(Effect::Lease(lease));
+        // Also when nothing changed: the lease is another.
+        if !self.shares.is_empty() || !grant.shares.is_empty() {
+            self.shares.clone_from(&grant.shares);
+            self.effects.push_back(Effect::Shares(grant.shares.clone(), lease));
+        }
         if let Some(map) = &grant.map
             && self.map.as_ref().is_none_or(|known| known.epoch() < map.epoch())
         {
@@ -186,11 +199,11 @@ impl Ownership {
         let mut granted = vec![None; self.tenures.len()];
         for tenure in shards {
             if let Some(granted) = granted.get_mut(tenure.shard.index()) {
-                *granted = Some(tenure.since);
+                *granted = Some((tenure.since, tenure.after));
             }
         }
         for (shard, (tenure, granted)) in (0..).map(ShardId).zip(self.tenures.iter_mut().zip(granted)) {
-            if *tenure == granted {
+            if tenure.map(|(since, _)| since) == granted.map(|(since, _)| since) {
                 continue;
             }
             // Another "since" means that somebody else may have owned it in between: its entries are worth nothing.
@@ -199,8 +212,8 @@ impl Ownership {
                 // Somebody waits for it.
                 self.next_renew = now.boot;
             }
-            if let Some(since) = granted {
-                self.effects.push_back(Effect::Serve { shard, since });
+            if let Some((since, after)) = granted {
+                self.effects.push_back(Effect::Serve { shard, since, after });
             }
             *tenure = granted;
         }
@@ -214,8 +227,9 @@ impl Ownership {
         self.seen = self.seen.max(epoch);
     }
 
-    /// A request for the lease, when it is time for one; it goes to every seed.
-    pub fn poll_renew(&mut self, now: Now) -> Option<Renew> {
+    /// A request for the lease, when it is time for one; it goes to every seed. `budgets` says, for each database with a
+    /// budget, how many slots operations hold at this moment, and how many could be made use of.
+    pub fn poll_renew(&mut self, now: Now, budgets: impl FnOnce() -> Vec<BudgetUse>) -> Option<Renew> {
         if self.is_leaving && !self.has_left && !self.holds(now) {
             // Nobody can take anything over from it any more.
             self.leave();
@@ -228,6 +242,16 @@ impl Ownership {
         self.sent.retain(|(_, asked)| now.boot < asked.boot + self.times.lease);
         self.sent.push_back((self.request, now));
         let held = if self.holds(now) { self.held().collect() } else { Vec::new() };
+        if let Some(lease) = self.lease.filter(|lease| !lease.holds(now) && !self.shares.is_empty()) {
+            // Not to be taken up again, should the clocks come together once more.
+            self.shares.clear();
+            self.effects.push_back(Effect::Shares(Vec::new(), lease));
+        }
+        let mut budgets = budgets();
+        for used in &mut budgets {
+            let share = self.shares.iter().find(|share| share.database == used.database);
+            used.held = share.map_or(0, |share| share.slots).max(used.held);
+        }
         Some(Renew {
             member: self.me.member.clone(),
             incarnation: self.me.incarnation,
@@ -238,6 +262,7 @@ impl Ownership {
             map: self.map.as_ref().map_or_else(Epoch::default, |map| map.epoch()),
             greeting: self.greeting,
             held,
+            budgets,
             is_leaving: self.is_leaving,
         })
     }
@@ -245,7 +270,7 @@ impl Ownership {
     /// What is served, while the lease holds.
     pub fn held(&self) -> impl Iterator<Item = Tenure> {
         let tenures = (0..).map(ShardId).zip(&self.tenures);
-        tenures.filter_map(|(shard, since)| since.map(|since| Tenure { shard, since }))
+        tenures.filter_map(|(shard, since)| since.map(|(since, after)| Tenure { shard, since, after }))
     }
 
     /// When [`Ownership::poll_renew`] has something next.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::acceptor::{Acceptor, Vote};
+use crate::budget::Terms;
 use crate::coordinator::{Coordinator, HigherTerm};
 use crate::epoch::Term;
 use crate::id::NShards;
@@ -28,6 +29,8 @@ pub enum Output {
 pub struct Seed {
     times: Times,
     n_shards: NShards,
+    /// The budgets that it lends as coordinator.
+    terms: Vec<Terms>,
     acceptor: Acceptor,
     proposer: Proposer,
     /// There is one exactly while the lease of its term holds.
@@ -41,10 +44,18 @@ pub struct Seed {
 impl Seed {
     /// The seed of this ordinal, out of `n_seeds`; `life` is random for each start.
     #[must_use]
-    pub fn new(now: Now, times: Times, n_shards: NShards, seed: u16, n_seeds: u16, life: u64) -> Self {
+    pub fn new(
+        now: Now,
+        times: Times,
+        n_shards: NShards,
+        terms: Vec<Terms>,
+        (seed, n_seeds): (u16, u16),
+        life: u64,
+    ) -> Self {
         Self {
             times,
             n_shards,
+            terms,
             acceptor: Acceptor::new(now, times),
             proposer: Proposer::new(now, times, seed, n_seeds, life),
             coordinator: None,
@@ -148,7 +159,8 @@ impl Seed {
         if self.coordinator.as_ref().map(Coordinator::term) == term {
             return;
         }
-        let coordinator = |term| Coordinator::new(now, self.times, term, self.n_shards, self.chance.u64(..));
+        let coordinator =
+            |term| Coordinator::new(now, self.times, term, self.n_shards, self.chance.u64(..), &self.terms);
         self.coordinator = term.map(coordinator);
         self.heard.retain(|_, (heard, _)| now.boot < *heard + self.times.lease);
         for (_, renew) in self.heard.clone().into_values() {

@@ -57,11 +57,29 @@ pub struct Rules {
     pub hello: bool,
     /// A lease counts from when it was asked for, not from when it came.
     pub from_asking: bool,
+    /// A slot of a budget is held until a second after the answer.
+    pub hold: bool,
+    /// A new coordinator waits before it lends slots that nobody has reported.
+    pub lend_wait: bool,
+    /// The slots of a dead node come back only when the database has seen the last of it.
+    pub late_return: bool,
+    /// A process that starts leaves its floor alone until the database has seen the last of the one before.
+    pub late_floor: bool,
 }
 
 impl Rules {
     /// All of them.
-    pub const ALL: Self = Self { silence: true, guard: true, wait: true, hello: true, from_asking: true };
+    pub const ALL: Self = Self {
+        silence: true,
+        guard: true,
+        wait: true,
+        hello: true,
+        from_asking: true,
+        hold: true,
+        lend_wait: true,
+        late_return: true,
+        late_floor: true,
+    };
 }
 
 /// Times that cannot work together.

@@ -1,23 +1,33 @@
 //! The configuration file: read as TOML, then checked into [`CacheConfig`].
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use serde::Deserialize;
-use sharding::id::{NShards, RegionName};
+use sharding::budget::Budget;
+use sharding::id::{DatabaseName, NShards, RegionName};
 use toml::Spanned;
 
-use super::{CacheConfig, ConfigError, DatabaseConfig, RegionConfig};
+use super::{CacheConfig, ConfigError, DatabaseConfig, RegionConfig, Server};
 use crate::database::sqlite::Sqlite;
+use crate::database::{Query, postgres, redis};
 use crate::shard::freshness::Freshness;
 
 const SQLITE_SCHEME: &str = "sqlite:";
 const CONTENT_TYPE_BYTES_MAX: usize = 255;
 
+/// Where a key stands in the name of a key in Redis.
+const REDIS_KEY: &str = "{key}";
+
+const IN_FLIGHT_MAX: usize = 4;
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(2);
 const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 const LOAD_KEYS_MAX: usize = 256;
+const BUDGET_MAX: u32 = 1_000_000;
 const LOAD_QUEUE_MAX: usize = 65_536;
 const CONTENT_TYPE: &str = "application/octet-stream";
 const TTL: Duration = Duration::from_secs(60);
@@ -40,7 +50,12 @@ struct File {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DatabaseTable {
-    url: Spanned<String>,
+    url: Option<Spanned<String>>,
+    url_file: Option<Spanned<String>>,
+    ca_file: Option<Spanned<String>>,
+    budget: Option<Spanned<String>>,
+    max_in_flight: Option<Spanned<usize>>,
+    operation_timeout: Option<Spanned<String>>,
     load_timeout: Option<Spanned<String>>,
     load_keys_max: Option<Spanned<usize>>,
     load_queue_max: Option<Spanned<usize>>,
@@ -50,7 +65,9 @@ struct DatabaseTable {
 #[serde(deny_unknown_fields)]
 struct RegionTable {
     database: Spanned<String>,
-    load: Spanned<String>,
+    load: Option<Spanned<String>>,
+    key: Option<Spanned<String>>,
+    field: Option<Spanned<String>>,
     content_type: Option<Spanned<String>>,
     ttl: Option<Spanned<String>>,
     max_stale: Option<Spanned<String>>,
@@ -85,7 +102,7 @@ impl Source<'_> {
         }
         let mut databases = Vec::new();
         for (name, table) in &file.database {
-            databases.push(self.database(name.get_ref(), table)?);
+            databases.push(self.database(name, table)?);
         }
         let mut regions = Vec::new();
         for (name, table) in &file.region {
@@ -94,23 +111,99 @@ impl Source<'_> {
         Ok(CacheConfig { n_shards, databases, regions })
     }
 
-    fn database(&self, name: &str, table: &DatabaseTable) -> Result<DatabaseConfig, ConfigError> {
-        let url = self.url(&table.url)?;
-        let Some(path) = url.strip_prefix(SQLITE_SCHEME) else {
-            return Err(self.wrong(&table.url, "the url begins with sqlite: and goes on with a file's path"));
-        };
-        let path = self.beside(path);
-        if !path.is_file() {
-            return Err(self.wrong(&table.url, &format!("there is no file {}", path.display())));
-        }
-        Sqlite::open(&path).map_err(|error| self.wrong(&table.url, &error.to_string()))?;
+    fn database(&self, name: &Spanned<String>, table: &DatabaseTable) -> Result<DatabaseConfig, ConfigError> {
+        let parsed = DatabaseName::parse(name.get_ref()).map_err(|error| self.wrong(name, &error.to_string()))?;
+        let load_timeout = self.duration(table.load_timeout.as_ref(), LOAD_TIMEOUT)?;
+        let ca_file = table.ca_file.as_ref().map(|path| self.file(path)).transpose()?;
         Ok(DatabaseConfig {
-            name: name.to_owned(),
-            path,
-            load_timeout: self.duration(table.load_timeout.as_ref(), LOAD_TIMEOUT)?,
+            name: parsed,
+            server: self.server(name, table)?,
+            ca_file,
+            budget: table.budget.as_ref().map(|budget| self.budget(budget)).transpose()?,
+            in_flight_max: self.count(table.max_in_flight.as_ref(), IN_FLIGHT_MAX)?,
+            operation_timeout: self.duration(table.operation_timeout.as_ref(), OPERATION_TIMEOUT)?.min(load_timeout),
+            load_timeout,
             load_keys_max: self.count(table.load_keys_max.as_ref(), LOAD_KEYS_MAX)?,
             load_queue_max: self.count(table.load_queue_max.as_ref(), LOAD_QUEUE_MAX)?,
         })
+    }
+
+    fn server(&self, name: &Spanned<String>, table: &DatabaseTable) -> Result<Server, ConfigError> {
+        let (place, url) = match (&table.url, &table.url_file) {
+            (Some(url), None) => (url, self.url(url)?),
+            (None, Some(path)) => {
+                let file = self.file(path)?;
+                let text = std::fs::read_to_string(&file).map_err(|error| self.wrong(path, &error.to_string()))?;
+                (path, text.trim().to_owned())
+            }
+            _ => return Err(self.wrong(name, "a database has a url or a url_file, and not both")),
+        };
+        // A url may hold a password: it is in no message.
+        let wrong = |message: String| self.wrong(place, &message);
+        match url.split(':').next() {
+            Some("sqlite") => self.sqlite(place, url.strip_prefix(SQLITE_SCHEME).unwrap_or_default()),
+            Some("postgres" | "postgresql") => {
+                Ok(Server::Postgres(Box::new(postgres::parse_url(&url).map_err(wrong)?)))
+            }
+            Some("redis" | "rediss") => Ok(Server::Redis(Box::new(redis::parse_url(&url).map_err(wrong)?))),
+            _ => Err(wrong("the url begins with sqlite:, postgres:, redis: or rediss:".to_owned())),
+        }
+    }
+
+    fn sqlite(&self, place: &Spanned<String>, path: &str) -> Result<Server, ConfigError> {
+        let path = self.beside(path);
+        if !path.is_file() {
+            return Err(self.wrong(place, &format!("there is no file {}", path.display())));
+        }
+        Sqlite::open(&path).map_err(|error| self.wrong(place, &error.to_string()))?;
+        Ok(Server::Sqlite(path))
+    }
+
+    /// `N/s`.
+    fn budget(&self, text: &Spanned<String>) -> Result<Budget, ConfigError> {
+        let number = text.get_ref().strip_suffix("/s").and_then(|number| number.trim().parse::<NonZeroU32>().ok());
+        let budget = number.filter(|number| number.get() <= BUDGET_MAX).map(Budget);
+        budget.ok_or_else(|| {
+            self.wrong(text, "a budget is operations a second, as \"50/s\", at least 1 and at most 1000000")
+        })
+    }
+
+    /// A file that is there.
+    fn file(&self, path: &Spanned<String>) -> Result<PathBuf, ConfigError> {
+        let file = self.beside(path.get_ref());
+        if file.is_file() { Ok(file) } else { Err(self.wrong(path, &format!("there is no file {}", file.display()))) }
+    }
+
+    /// How a region's values are read from its database.
+    fn query(&self, name: &Spanned<String>, table: &RegionTable, server: &Server) -> Result<Query, ConfigError> {
+        let sql = || match (&table.load, &table.key, &table.field) {
+            (Some(load), None, None) => Ok(load),
+            _ => Err(self.wrong(name, "a region of an SQL database has load, and neither key nor field")),
+        };
+        match server {
+            Server::Sqlite(path) => {
+                let load = sql()?;
+                let checked = Sqlite::open(path).and_then(|mut sqlite| sqlite.check(load.get_ref()));
+                checked.map_err(|error| self.wrong(load, &error.to_string()))?;
+                Ok(Query::Sql(load.get_ref().clone()))
+            }
+            Server::Postgres(_) => {
+                let load = sql()?;
+                postgres::check(load.get_ref()).map_err(|error| self.wrong(load, &error))?;
+                Ok(Query::Sql(load.get_ref().clone()))
+            }
+            Server::Redis(_) => {
+                let (Some(key), None) = (&table.key, &table.load) else {
+                    return Err(
+                        self.wrong(name, "a region of a Redis database has key, as \"product:{key}\", and no load")
+                    );
+                };
+                let parts = key.get_ref().split_once(REDIS_KEY).filter(|(_, after)| !after.contains(REDIS_KEY));
+                let (before, after) = parts.ok_or_else(|| self.wrong(key, "key has {key} in it, once"))?;
+                let field = table.field.as_ref().map(|field| field.get_ref().clone());
+                Ok(Query::Redis { key: (before.to_owned(), after.to_owned()), field })
+            }
+        }
     }
 
     fn region(
@@ -120,17 +213,14 @@ impl Source<'_> {
         databases: &[DatabaseConfig],
     ) -> Result<RegionConfig, ConfigError> {
         let parsed = RegionName::parse(name.get_ref()).map_err(|error| self.wrong(name, &error.to_string()))?;
-        let database = databases.iter().position(|database| database.name == *table.database.get_ref());
+        let database = databases.iter().position(|database| database.name.as_str() == table.database.get_ref());
         let database = database.ok_or_else(|| {
             let names: Vec<&str> = databases.iter().map(|database| database.name.as_str()).collect();
             let known =
                 if names.is_empty() { "none is defined".to_owned() } else { format!("there is {}", names.join(", ")) };
             self.wrong(&table.database, &format!("no [database.{}]; {known}", table.database.get_ref()))
         })?;
-        let load = table.load.get_ref();
-        let checked = Sqlite::open(&databases[database].path).and_then(|mut sqlite| sqlite.check(load));
-        checked.map_err(|error| self.wrong(&table.load, &error.to_string()))?;
-
+        let query = Arc::new(self.query(name, table, &databases[database].server)?);
         let freshness = Freshness {
             ttl: self.duration(table.ttl.as_ref(), TTL)?,
             max_stale: self.duration(table.max_stale.as_ref(), MAX_STALE)?,
@@ -143,7 +233,7 @@ impl Source<'_> {
         Ok(RegionConfig {
             name: parsed,
             database,
-            load: load.clone(),
+            query,
             content_type: self.content_type(table.content_type.as_ref())?,
             freshness,
             max_bytes: self.bytes(table.max_bytes.as_ref(), MAX_BYTES)?,

@@ -1,23 +1,29 @@
-//! SQLite: the embedded database. Opened read-only; several processes may share the file.
+//! SQLite: the embedded database. Opened read-only; several processes may share the file. Its calls block, so they are
+//! made on threads of their own.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use futures_util::future::BoxFuture;
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags};
 
-use super::{Database, DatabaseError};
+use tokio::sync::oneshot;
+
+use super::{Database, DatabaseError, Found, KEYS, Query, Read, one_statement, replace_keys, respell_keys};
 
 /// How long a read waits for a writer that holds the file's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
 /// SQLite asks whether to go on once in so many steps of its virtual machine.
 const STEPS_BETWEEN_CHECKS: i32 = 10_000;
-/// Where a region's query wants its keys.
-const KEYS: &str = ":keys";
+/// Prepared statements of a connection: one for each region and reason.
+const STATEMENTS_MAX: usize = 256;
 /// Log target under which, at level `trace`, SQLite's own trace names each statement and row.
 const TRACE_TARGET: &str = "cache_node::sqlite_trace";
 
@@ -36,6 +42,7 @@ impl Sqlite {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             let mut connection = Connection::open_with_flags(path, flags)?;
             connection.busy_timeout(BUSY_TIMEOUT)?;
+            connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
             rusqlite::vtab::array::load_module(&connection)?;
             // The file is looked at only when something is read.
             connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
@@ -54,7 +61,7 @@ impl Sqlite {
     /// # Errors
     /// [`DatabaseError::Failed`] when it does not parse, writes, has no `:keys` or too few columns.
     pub fn check(&mut self, load: &str) -> Result<(), DatabaseError> {
-        let statement = self.prepare(load)?;
+        let statement = self.prepare(load, "")?;
         let complaint = if statement.column_count() < 2 {
             "the query needs two columns: the key, then the value"
         } else if !statement.readonly() {
@@ -67,17 +74,20 @@ impl Sqlite {
         Err(DatabaseError::Failed(complaint.to_owned()))
     }
 
-    fn prepare(&mut self, load: &str) -> Result<CachedStatement<'_>, DatabaseError> {
-        self.connection.prepare_cached(&with_key_table(load)).map_err(failed)
+    fn prepare(&mut self, load: &str, comment: &str) -> Result<CachedStatement<'_>, DatabaseError> {
+        let sql = with_key_table(load);
+        let sql = if comment.is_empty() { sql } else { format!("{} /* {comment} */", one_statement(&sql)) };
+        self.connection.prepare_cached(&sql).map_err(failed)
     }
-}
 
-impl Database for Sqlite {
     /// Keys are bound as text, as a blob when they are not UTF-8. A row answers the key that its first column, as
     /// text, equals; where several do, the first counts. A NULL value is no value.
-    fn read(&mut self, load: &str, keys: &[Bytes], until: Instant) -> Result<HashMap<Bytes, Bytes>, DatabaseError> {
+    ///
+    /// # Errors
+    /// As [`Database::read`].
+    pub fn read(&mut self, load: &str, comment: &str, keys: &[Bytes], until: Instant) -> Result<Found, DatabaseError> {
         self.connection.progress_handler(STEPS_BETWEEN_CHECKS, Some(move || Instant::now() > until)).map_err(failed)?;
-        let mut statement = self.prepare(load)?;
+        let mut statement = self.prepare(load, comment)?;
         let bound: Vec<Value> = keys.iter().map(key_value).collect();
         let mut rows = statement.query([Rc::new(bound)]).map_err(failed)?;
         let mut found = HashMap::with_capacity(keys.len());
@@ -92,18 +102,70 @@ impl Database for Sqlite {
     }
 }
 
+/// An SQLite file, read by threads that each have a connection.
+#[derive(Debug)]
+pub struct Threads {
+    jobs: Sender<Job>,
+}
+
+#[derive(Debug)]
+struct Job {
+    read: Read,
+    answer: oneshot::Sender<Result<Found, DatabaseError>>,
+}
+
+impl Threads {
+    /// Starts so many threads; they end when it is dropped.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start(path: &Path, n_threads: usize) -> std::io::Result<Self> {
+        let (jobs, waiting) = unbounded();
+        for number in 0..n_threads {
+            let (path, waiting) = (path.to_owned(), Receiver::clone(&waiting));
+            std::thread::Builder::new().name(format!("sqlite {number}")).spawn(move || work(&path, &waiting))?;
+        }
+        Ok(Self { jobs })
+    }
+}
+
+impl Database for Threads {
+    fn read(&self, read: Read) -> BoxFuture<'static, Result<Found, DatabaseError>> {
+        let (answer, answered) = oneshot::channel();
+        // As many wait as its loader has in flight.
+        let sent = self.jobs.send(Job { read, answer });
+        Box::pin(async move {
+            let lost = || DatabaseError::Failed("its threads have ended".to_owned());
+            sent.map_err(|_| lost())?;
+            answered.await.unwrap_or_else(|_| Err(lost()))
+        })
+    }
+}
+
+fn work(path: &Path, waiting: &Receiver<Job>) {
+    let mut connection = None;
+    while let Ok(Job { read, answer }) = waiting.recv() {
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let Query::Sql(load) = &*read.query else { return Err(DatabaseError::Failed("it takes SQL".to_owned())) };
+            let sqlite = match &mut connection {
+                Some(sqlite) => sqlite,
+                None => connection.insert(Sqlite::open(path)?),
+            };
+            sqlite.read(load, &read.comment, &read.keys, read.until)
+        }));
+        let result = result.unwrap_or_else(|_| {
+            connection = None;
+            Err(DatabaseError::Failed("its driver panicked".to_owned()))
+        });
+        // Nobody waits any more: the operation has outlived its time.
+        let _ = answer.send(result);
+    }
+}
+
 /// SQLite cannot bind a list, but it can read one as a table: `IN (:keys)` becomes a subquery of that table.
 fn with_key_table(load: &str) -> String {
-    let mut sql = String::with_capacity(load.len() + 64);
-    let mut rest = load;
-    while let Some(at) = rest.find(KEYS) {
-        let (before, after) = rest.split_at(at);
-        sql.push_str(before);
-        rest = &after[KEYS.len()..];
-        let is_longer_name = rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
-        sql.push_str(if is_longer_name { KEYS } else { "SELECT value FROM rarray(:keys)" });
-    }
-    sql + rest
+    let load = respell_keys(load, &["=", "any", "(", KEYS, ")"], " IN (:keys)");
+    replace_keys(&load, "SELECT value FROM rarray(:keys)")
 }
 
 fn key_value(key: &Bytes) -> Value {
@@ -159,7 +221,7 @@ mod tests {
 
     fn read(sqlite: &mut Sqlite, keys: &[&[u8]]) -> Vec<(String, String)> {
         let keys: Vec<Bytes> = keys.iter().map(|key| Bytes::copy_from_slice(key)).collect();
-        let found = sqlite.read(LOAD, &keys, soon()).expect("reads");
+        let found = sqlite.read(LOAD, "", &keys, soon()).expect("reads");
         let text = |bytes: Bytes| String::from_utf8_lossy(&bytes).into_owned();
         let mut found: Vec<_> = found.into_iter().map(|(key, value)| (text(key), text(value))).collect();
         found.sort();
@@ -208,7 +270,7 @@ mod tests {
         let endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) \
                        SELECT i, i FROM n WHERE i IN (:keys) AND i < 0";
         let until = Instant::now() + Duration::from_millis(20);
-        assert_eq!(sqlite.read(endless, &[Bytes::from("1")], until), Err(DatabaseError::TimedOut));
+        assert_eq!(sqlite.read(endless, "", &[Bytes::from("1")], until), Err(DatabaseError::TimedOut));
     }
 
     #[test]

@@ -3,15 +3,21 @@
 //! Eviction is quick_cache's (S3-FIFO); lifetimes are ours: an entry is looked at when it is read, and swept when it
 //! is gone.
 
+use std::cell::RefCell;
+use std::collections::{HashSet, VecDeque};
+use std::hash::RandomState;
+use std::rc::Rc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
-use quick_cache::Weighter;
 use quick_cache::unsync::Cache;
+use quick_cache::{Lifecycle, Weighter};
 use sharding::wire::Etag;
+use twox_hash::XxHash3_64;
 
 use super::freshness::{Age, Lifetime};
+use crate::metrics::LoadReason;
 
 /// Charged for each entry beyond its key and value: the table's slot, the handles and the lifetime.
 pub const ENTRY_OVERHEAD_BYTES: u64 = 128;
@@ -23,6 +29,8 @@ const TYPICAL_ENTRY_BYTES: u64 = 1024;
 pub(crate) struct Entry {
     /// The value; `None`: the database has no such row.
     pub(crate) content: Option<(Bytes, Etag)>,
+    /// Why it was loaded.
+    pub(crate) reason: LoadReason,
     pub(crate) lifetime: Lifetime,
 }
 
@@ -36,9 +44,39 @@ impl Weighter<Box<[u8]>, Entry> for ByBytes {
     }
 }
 
+/// Most keys that are remembered to have given way to others; the oldest are forgotten.
+const EVICTED_MAX: usize = 256;
+
+/// Keys that gave way to others before their time, by their hashes.
+#[derive(Clone, Debug, Default)]
+struct Evicted(Rc<RefCell<(VecDeque<u64>, HashSet<u64>)>>);
+
+impl Lifecycle<Box<[u8]>, Entry> for Evicted {
+    type RequestState = ();
+
+    fn on_evict(&self, (): &mut (), key: Box<[u8]>, entry: Entry) {
+        if entry.lifetime.age(Instant::now()) == Age::Gone {
+            return;
+        }
+        let (in_order, all) = &mut *self.0.borrow_mut();
+        let hash = XxHash3_64::oneshot(&key);
+        if all.insert(hash) {
+            in_order.push_back(hash);
+        }
+        if in_order.len() > EVICTED_MAX
+            && let Some(oldest) = in_order.pop_front()
+        {
+            all.remove(&oldest);
+        }
+    }
+}
+
+type Table = Cache<Box<[u8]>, Entry, ByBytes, RandomState, Evicted>;
+
 /// Entries by key. Whoever owns it is the only one to change it; dropping it takes its numbers out of the gauges.
 pub(crate) struct Entries {
-    cache: Cache<Box<[u8]>, Entry, ByBytes>,
+    cache: Table,
+    evicted: Evicted,
     gauges: EntryGauges,
 }
 
@@ -59,7 +97,9 @@ pub(crate) struct TooLarge;
 impl Entries {
     pub(crate) fn new(bytes_max: u64, gauges: EntryGauges) -> Self {
         let typical_items = usize::try_from(bytes_max / TYPICAL_ENTRY_BYTES).unwrap_or(usize::MAX);
-        Self { cache: Cache::with_weighter(typical_items.max(1), bytes_max, ByBytes), gauges }
+        let evicted = Evicted::default();
+        let cache = Cache::with(typical_items.max(1), bytes_max, ByBytes, RandomState::new(), evicted.clone());
+        Self { cache, evicted, gauges }
     }
 
     /// What is known of a key, unless it is gone.
@@ -70,6 +110,11 @@ impl Entries {
     /// What is in memory of a key, gone or not, without counting as a use.
     pub(crate) fn peek(&self, key: &[u8]) -> Option<&Entry> {
         self.cache.peek(key)
+    }
+
+    /// Whether a key was in memory lately, and gave way to others.
+    pub(crate) fn was_evicted(&self, key: &[u8]) -> bool {
+        self.evicted.0.borrow().1.contains(&XxHash3_64::oneshot(key))
     }
 
     /// Keeps an entry, and gives up others for it. One that is larger than the whole room is refused, and what was
@@ -95,7 +140,7 @@ impl Entries {
         self.counted(|cache| cache.retain(|_, entry| entry.lifetime.age(now) != Age::Gone));
     }
 
-    fn counted<T>(&mut self, change: impl FnOnce(&mut Cache<Box<[u8]>, Entry, ByBytes>) -> T) -> T {
+    fn counted<T>(&mut self, change: impl FnOnce(&mut Table) -> T) -> T {
         let before = self.size();
         let answer = change(&mut self.cache);
         let after = self.size();
@@ -136,7 +181,7 @@ mod tests {
     fn entry(len: usize, sent: Instant) -> Entry {
         let value = Bytes::from(vec![b'v'; len]);
         let etag = Etag::of(&value);
-        Entry { content: Some((value, etag)), lifetime: TIMES.lifetime(sent, false, 0.0) }
+        Entry { content: Some((value, etag)), reason: LoadReason::Cold, lifetime: TIMES.lifetime(sent, false, 0.0) }
     }
 
     fn key(number: u32) -> Box<[u8]> {
@@ -191,6 +236,24 @@ mod tests {
         entries.sweep(now + 2 * SECOND);
         assert!(entries.peek(&key(1)).is_none());
         assert_eq!((gauges.entries.get(), gauges.bytes.get()), (0, 0));
+    }
+
+    #[test]
+    fn what_gave_way_before_its_time_is_remembered_for_a_while() {
+        let (mut entries, _) = entries(10_000);
+        let now = Instant::now();
+        entries.insert(key(0), entry(500, now)).expect("fits");
+        assert!(!entries.was_evicted(&key(0)));
+        for number in 1..100 {
+            entries.insert(key(number), entry(500, now)).expect("fits");
+        }
+        let n_missing = (0..100).filter(|number| entries.peek(&key(*number)).is_none()).count();
+        let n_evicted = (0..100).filter(|number| entries.was_evicted(&key(*number))).count();
+        assert!(n_missing > 50 && n_evicted == n_missing, "{n_evicted} of {n_missing}");
+        for number in 100..2000 {
+            entries.insert(key(number), entry(500, now)).expect("fits");
+        }
+        assert!(entries.evicted.0.borrow().1.len() <= EVICTED_MAX);
     }
 
     #[test]

@@ -61,6 +61,12 @@ impl<W> Flights<W> {
         self.by_key.remove(key).map(|flight| flight.waiters)
     }
 
+    /// Takes some who wait out of a flight that goes on, or of none.
+    pub(crate) fn part(&mut self, key: &FlightKey, id: FlightId, leaves: impl Fn(&W) -> bool) -> Vec<W> {
+        let flight = self.by_key.get_mut(key).filter(|flight| flight.id == id);
+        flight.map(|flight| flight.waiters.extract_if(.., |waiter| leaves(waiter)).collect()).unwrap_or_default()
+    }
+
     pub(crate) fn is_in_the_air(&self, key: &FlightKey) -> bool {
         self.by_key.contains_key(key)
     }
@@ -83,6 +89,17 @@ mod tests {
         assert!(matches!(flights.board((1, Bytes::from("k")), Some(3)), Boarding::Lead(_)), "another region's key");
         assert_eq!(flights.land(&key(), id), Some(vec![1, 2]));
         assert!(!flights.is_in_the_air(&key()));
+    }
+
+    #[test]
+    fn who_leaves_leaves_alone() {
+        let mut flights = Flights::new();
+        let Boarding::Lead(id) = flights.board(key(), Some(1)) else { panic!("the first leads") };
+        flights.board(key(), Some(2));
+        assert_eq!(flights.part(&key(), id, |waiter| *waiter == 1), [1]);
+        assert_eq!(flights.board(key(), Some(3)), Boarding::Joined);
+        assert_eq!(flights.land(&key(), id), Some(vec![2, 3]));
+        assert!(flights.part(&key(), id, |_| true).is_empty());
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Scene {
         let dir = tempfile::tempdir().expect("a directory");
         let config = write_config(dir.path(), load);
         let args = Args::parse_from(["cache-node", "--name", "a", "--seeds", "a=127.0.0.1:1", "--lanes", "2"]);
-        let place = crate::place(&args).expect("a sound place");
+        let place = crate::place(&args, &config).expect("a sound place");
         let node = Arc::new(Node::start(&args, crate::n_lanes(&args), &config, &place).expect("starts"));
         let lanes = crate::start_lanes(&node);
         let epoch = Epoch { term: Term { counter: 1, seed: 0 }, seq: 1 };
@@ -75,7 +75,12 @@ impl Scene {
         node.set_lease(Lease::new(clock::now(), LEASE, &Times::default()));
         for shard in config.n_shards.shards() {
             node.set_tenure(shard, 1);
-            lanes[usize::from(shard.lane(node.n_lanes))].do_send(Serve { shard, since: epoch, tenure: 1 });
+            lanes[usize::from(shard.lane(node.n_lanes))].do_send(Serve {
+                shard,
+                since: epoch,
+                after: After::Nobody,
+                tenure: 1,
+            });
         }
         Self { node, lanes, outbox: Arc::default(), _dir: dir }
     }
@@ -91,7 +96,14 @@ impl Scene {
 
     fn send(&self, lane: &Addr<ShardRegion>, id: u32, key: &'static str) {
         let (shard, reply) = (self.shard(key), self.outbox.reply(id));
-        lane.do_send(WrongLane(vec![Work { op: Op::Get, shard, region: 0, key: Bytes::from(key), reply }]));
+        lane.do_send(WrongLane(vec![Work {
+            op: Op::Get,
+            shard,
+            region: 0,
+            key: Bytes::from(key),
+            deadline: Duration::from_secs(5),
+            reply,
+        }]));
     }
 
     async fn answer(&self) -> AnswerBody {
@@ -157,7 +169,7 @@ async fn a_shard_that_panics_answers_its_waiters_and_is_started_again_empty() {
 
     let victim = scene.shard("1");
     scene.lane_of("1").do_send(Release { shard: victim });
-    scene.lane_of("1").do_send(Serve { shard: victim, since: Epoch::default(), tenure: 1 });
+    scene.lane_of("1").do_send(Serve { shard: victim, since: Epoch::default(), after: After::Nobody, tenure: 1 });
     scene.send(scene.lane_of("1"), 2, "1");
     scene.lane_of("1").do_send(Panic(victim));
     let AnswerBody::Failed(Failure { code, .. }) = scene.answer().await else { panic!("the waiter was not told") };

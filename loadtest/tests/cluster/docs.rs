@@ -55,10 +55,55 @@ fn every_key_of_the_configuration_file_is_documented() {
         let keys: Vec<&str> = known.split('`').skip(1).step_by(2).collect();
         assert!(!keys.is_empty(), "{error}");
         for key in keys {
-            let is_there = document.contains(&format!("\n{key} = ")) || document.contains(&format!("\n[{key}."));
-            assert!(is_there, "{key} is not documented");
+            let names = |row: &(String, String)| row.0 == *key || row.0 == format!("[{key}.NAME]");
+            assert!(rows(&document).iter().any(names), "{key} is not documented");
         }
     }
+}
+
+/// Keys of the configuration file in the table of the document, each with its default.
+fn rows(document: &str) -> Vec<(String, String)> {
+    let (_, table) = document.split_once("| key | default | bound |").expect("the table");
+    let names = |cell: &str| -> Vec<String> {
+        let words = cell.split([',', ' ']).filter(|name| !name.is_empty());
+        words.map(|name| name.trim_matches('`').to_owned()).collect()
+    };
+    let cells = |line: &str| -> Vec<Vec<String>> { line.split('|').skip(1).map(names).collect() };
+    let lines = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    lines
+        .map(cells)
+        .flat_map(|cells| {
+            let keys: Vec<String> = cells[0].iter().filter(|name| *name != "or").cloned().collect();
+            let defaults = cells[1].iter().map(String::clone).chain(std::iter::repeat(String::new()));
+            keys.into_iter().zip(defaults).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[test]
+fn every_default_of_the_configuration_file_is_as_documented() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let opened = rusqlite::Connection::open(dir.path().join("test.db")).expect("a database");
+    opened.execute_batch("CREATE TABLE things (id TEXT PRIMARY KEY, body)").expect("a table");
+    let path = dir.path().join("cache.toml");
+    let read = |top: &str, of_database: &str, of_region: &str| {
+        std::fs::write(&path, format!("{top}{DATABASE}{of_database}{REGION}{of_region}")).expect("a file");
+        cache_node::config::CacheConfig::load(&path).map(|config| format!("{config:?}"))
+    };
+    let as_it_is = read("", "", "").expect("sound");
+    let mut n_checked = 0;
+    for (key, default) in rows(&doc("configuration.md")) {
+        let is_value = default.starts_with(|c: char| c.is_ascii_digit());
+        if !is_value {
+            continue;
+        }
+        let value = if default.parse::<u32>().is_ok() { default } else { format!("{default:?}") };
+        let line = format!("{key} = {value}\n");
+        let anywhere = [read(&line, "", ""), read("", &line, ""), read("", "", &line)];
+        assert!(anywhere.contains(&Ok(as_it_is.clone())), "{line}is not the default: {anywhere:?}");
+        n_checked += 1;
+    }
+    assert!(n_checked >= 10, "{n_checked}");
 }
 
 #[test]

@@ -173,6 +173,10 @@ impl From<Failure> for Problem {
             }
             FailureCode::Overloaded => Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Overloaded", message)
                 .retry_after(retry_after.max(RETRY_SOON)),
+            FailureCode::Unavailable => {
+                let (status, title) = (StatusCode::SERVICE_UNAVAILABLE, "The database does not answer");
+                Self::new(status, "database-silent", title, message).retry_after(retry_after.max(RETRY_SOON))
+            }
             // The router knew the region, the owner does not: they are of different configurations.
             FailureCode::UnknownRegion => Self::internal(&message),
             FailureCode::Dropped => Self::new(StatusCode::SERVICE_UNAVAILABLE, "dropped", "Lost on its way", message)

@@ -142,6 +142,8 @@ pub enum FailureCode {
     UnknownRegion,
     /// The request was lost with the shard's actor: nothing was done, it may be sent again.
     Dropped,
+    /// The database cannot be reached, or has not answered yet.
+    Unavailable,
 }
 
 /// What a router needs to know of a cluster.
@@ -314,6 +316,7 @@ impl FailureCode {
             Self::Overloaded => 2,
             Self::UnknownRegion => 3,
             Self::Dropped => 4,
+            Self::Unavailable => 5,
         }
     }
 
@@ -324,6 +327,7 @@ impl FailureCode {
             2 => Self::Overloaded,
             3 => Self::UnknownRegion,
             4 => Self::Dropped,
+            5 => Self::Unavailable,
             _ => return Err(WireError::Field("failure code")),
         })
     }

@@ -8,10 +8,11 @@ use super::answer::{decode_map, encode_map, many, node, put_count};
 use super::codec::{Fields, frame, put_epoch, put_short};
 use super::{MAGIC, PROTOCOL, WireError};
 use crate::acceptor::{Ballot, Vote};
+use crate::budget::{BudgetShare, BudgetUse};
 use crate::epoch::Term;
-use crate::id::ShardId;
+use crate::id::{DatabaseName, ShardId};
 use crate::map::Member;
-use crate::membership::{Grant, Greeting, Incarnation, Renew, Reply, Tenure};
+use crate::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure};
 use crate::proposer::Proposal;
 
 /// Kind of [`Join`].
@@ -105,6 +106,11 @@ impl Control {
                 out.put_u64_le(grant.request);
                 put_epoch(out, grant.epoch);
                 put_tenures(out, &grant.shards);
+                put_count(out, grant.shares.len());
+                for share in &grant.shares {
+                    put_short(out, share.database.as_str().as_bytes());
+                    out.put_u32_le(share.slots);
+                }
                 out.put_u8(u8::from(grant.map.is_some()));
                 if let Some(map) = &grant.map {
                     encode_map(map, out);
@@ -144,6 +150,9 @@ impl Control {
                 request: fields.u64()?,
                 epoch: fields.epoch()?,
                 shards: tenures(&mut fields)?,
+                shares: many(&mut fields, |fields| {
+                    Ok(BudgetShare { database: database(fields)?, slots: fields.u32()? })
+                })?,
                 map: if fields.bool()? { Some(Arc::new(decode_map(&mut fields)?)) } else { None },
             })),
             GOODBYE => Self::Reply(Reply::Goodbye { incarnation: Incarnation(fields.u64()?) }),
@@ -217,6 +226,12 @@ fn put_renew(out: &mut BytesMut, renew: &Renew) {
     out.put_u8(u8::from(renew.greeting.is_some()));
     renew.greeting.iter().for_each(|greeting| put_greeting(out, *greeting));
     put_tenures(out, &renew.held);
+    put_count(out, renew.budgets.len());
+    for used in &renew.budgets {
+        put_short(out, used.database.as_str().as_bytes());
+        out.put_u32_le(used.held);
+        out.put_u32_le(used.demand);
+    }
     out.put_u8(u8::from(renew.is_leaving));
 }
 
@@ -234,30 +249,53 @@ fn renew(fields: &mut Fields) -> Result<Renew, WireError> {
         map: fields.epoch()?,
         greeting: if fields.bool()? { Some(greeting(fields)?) } else { None },
         held: tenures(fields)?,
+        budgets: many(fields, |fields| {
+            Ok(BudgetUse { database: database(fields)?, held: fields.u32()?, demand: fields.u32()? })
+        })?,
         is_leaving: fields.bool()?,
     };
     if renew.identity.len() > IDENTITY_BYTES_MAX { Err(WireError::Field("identity")) } else { Ok(renew) }
 }
 
-/// Neighbours of the same age are one run: first, last, since. Requires: in the order of the shards.
+fn database(fields: &mut Fields) -> Result<DatabaseName, WireError> {
+    DatabaseName::parse(&fields.text("database name")?).map_err(|_| WireError::Field("database name"))
+}
+
+/// Neighbours of the same age and origin are one run: first, last, since, after. Requires: in the order of the shards.
 fn put_tenures(out: &mut BytesMut, tenures: &[Tenure]) {
-    let runs: Vec<&[Tenure]> =
-        tenures.chunk_by(|a, b| a.since == b.since && a.shard.0.checked_add(1) == Some(b.shard.0)).collect();
+    let is_run = |a: &Tenure, b: &Tenure| {
+        (a.since, a.after) == (b.since, b.after) && a.shard.0.checked_add(1) == Some(b.shard.0)
+    };
+    let runs: Vec<&[Tenure]> = tenures.chunk_by(is_run).collect();
     put_count(out, runs.len());
     for run in runs {
         out.put_u16_le(run[0].shard.0);
         out.put_u16_le(run[run.len() - 1].shard.0);
         put_epoch(out, run[0].since);
+        out.put_u8(match run[0].after {
+            After::Nobody => 0,
+            After::Move => 1,
+            After::Crash => 2,
+        });
     }
 }
 
 fn tenures(fields: &mut Fields) -> Result<Vec<Tenure>, WireError> {
-    let runs = many(fields, |fields| Ok((fields.u16()?, fields.u16()?, fields.epoch()?)))?;
+    let runs = many(fields, |fields| Ok((fields.u16()?, fields.u16()?, (fields.epoch()?, after(fields)?))))?;
     let is_ordered = runs.iter().all(|(first, last, _)| first <= last)
         && runs.windows(2).all(|two| two[0].1 < two[1].0 && !(two[0].1 + 1 == two[1].0 && two[0].2 == two[1].2));
     if !is_ordered {
         return Err(WireError::Field("run of shards"));
     }
-    let tenure = |since| move |shard| Tenure { shard: ShardId(shard), since };
-    Ok(runs.into_iter().flat_map(|(first, last, since)| (first..=last).map(tenure(since))).collect())
+    let tenure = |(since, after)| move |shard| Tenure { shard: ShardId(shard), since, after };
+    Ok(runs.into_iter().flat_map(|(first, last, origin)| (first..=last).map(tenure(origin))).collect())
+}
+
+fn after(fields: &mut Fields) -> Result<After, WireError> {
+    match fields.u8()? {
+        0 => Ok(After::Nobody),
+        1 => Ok(After::Move),
+        2 => Ok(After::Crash),
+        _ => Err(WireError::Field("origin of a shard")),
+    }
 }

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use sharding::acceptor::{Ballot, Vote};
+use sharding::budget::{BudgetShare, BudgetUse};
 use sharding::epoch::{Epoch, Term};
-use sharding::id::{NodeId, RegionName, ShardId};
+use sharding::id::{DatabaseName, NodeId, RegionName, ShardId};
 use sharding::map::{Member, ShardMap};
-use sharding::membership::{Grant, Greeting, Incarnation, Renew, Reply, Tenure};
+use sharding::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure};
 use sharding::proposer::Proposal;
 use sharding::wire::{
     Answer, AnswerBody, Ask, Control, Entry, Etag, Failure, FailureCode, FromNode, Hello, Join, MapAnswer, Refused,
@@ -121,7 +122,8 @@ fn nodes_and_seeds() {
     let refuse = Vote::Refuse { ballot, promised: other };
     control(Control::Vote(refuse), &format!("26000000 22 03 {ballot_hex} {other_hex}"));
 
-    let tenure = |shard| Tenure { shard: ShardId(shard), since: EPOCH };
+    let tenure = |shard| Tenure { shard: ShardId(shard), since: EPOCH, after: After::Move };
+    let database = DatabaseName::parse("d").expect("a name");
     let greeting = Greeting { term: EPOCH.term, nonce: 5 };
     let renew = Renew {
         member: Member { node: NodeId::parse("a").expect("a name"), data: "h:1".to_owned() },
@@ -133,16 +135,24 @@ fn nodes_and_seeds() {
         map: EPOCH,
         greeting: Some(greeting),
         held: vec![tenure(3), tenure(4), tenure(6)],
+        budgets: vec![BudgetUse { database: database.clone(), held: 3, demand: 0x0102 }],
         is_leaving: false,
     };
-    let runs = format!("0200 0300 0400 {EPOCH_HEX} 0600 0600 {EPOCH_HEX}");
+    let runs = format!("0200 0300 0400 {EPOCH_HEX} 01 0600 0600 {EPOCH_HEX} 01");
     let head = "0100 61 0300 683a31 0100000000000000 0100 75 0200000000000000 0100000000000000";
     let greeting_hex = "0807060504030201 0900 0500000000000000";
-    control(Control::Renew(renew), &format!("8a000000 23 {head} {EPOCH_HEX} {EPOCH_HEX} 01 {greeting_hex} {runs} 00"));
+    let budgets = "0100 0100 64 03000000 02010000";
+    control(
+        Control::Renew(renew),
+        &format!("99000000 23 {head} {EPOCH_HEX} {EPOCH_HEX} 01 {greeting_hex} {runs} {budgets} 00"),
+    );
     let hello = Reply::Hello { incarnation: Incarnation(1), greeting };
     control(Control::Reply(hello), &format!("1b000000 24 0100000000000000 {greeting_hex}"));
-    let grant = Grant { incarnation: Incarnation(1), request: 2, epoch: EPOCH, shards: vec![tenure(3)], map: None };
-    let hex = format!("3c000000 25 0100000000000000 0200000000000000 {EPOCH_HEX} 0100 0300 0300 {EPOCH_HEX} 00");
+    let (shards, shares) = (vec![tenure(3)], vec![BudgetShare { database, slots: 4 }]);
+    let grant = Grant { incarnation: Incarnation(1), request: 2, epoch: EPOCH, shards, shares, map: None };
+    let shares = "0100 0100 64 04000000";
+    let hex =
+        format!("46000000 25 0100000000000000 0200000000000000 {EPOCH_HEX} 0100 0300 0300 {EPOCH_HEX} 01 {shares} 00");
     control(Control::Reply(Reply::Grant(grant)), &hex);
     control(Control::Reply(Reply::Goodbye { incarnation: Incarnation(1) }), "09000000 26 0100000000000000");
 }

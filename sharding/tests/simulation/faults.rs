@@ -64,7 +64,9 @@ pub(crate) fn run(seed: u64, plan: &Plan) -> Result<Duration, String> {
         fault(&mut world, plan.is_churn);
     }
     heal(&mut world);
-    let healed = world.real;
+    // The last fault is over when the last process that stands still goes on.
+    let healed = world.machines.iter().map(|machine| machine.stopped_until).fold(world.real, Duration::max);
+    world.run_until(healed)?;
     while !world.is_whole() {
         if world.real > healed + RECOVERY_MAX {
             return Err(format!("not whole {RECOVERY_MAX:?} after the last fault"));

@@ -1,5 +1,6 @@
 //! What must hold after every event. One file for each.
 
+mod budget;
 mod fresh;
 mod monotonic;
 mod one_coordinator;
@@ -11,5 +12,6 @@ pub(crate) fn check(world: &mut World) -> Result<(), String> {
     single_owner::check(world)?;
     one_coordinator::check(world)?;
     monotonic::check(world)?;
-    fresh::check(world)
+    fresh::check(world)?;
+    budget::check(world)
 }

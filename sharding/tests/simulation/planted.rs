@@ -15,7 +15,7 @@ fn is_found(what: &str, rules: Rules, plan: impl Fn(Plan) -> Plan) {
         let times = Times { rules, ..Times::default() };
         let plan = plan(Plan { times, pause: Duration::from_millis(300), ..Plan::random(seed) });
         if let Err(violation) = run(seed, &plan)
-            && violation.contains("I1") | violation.contains("I2") | violation.contains("both coordinate")
+            && ["I1", "I2", "I4", "both coordinate"].iter().any(|promise| violation.contains(promise))
         {
             println!("without {what}: run {seed}: {violation}");
             return;
@@ -55,4 +55,24 @@ fn entries_that_outlive_another_owner_are_found() {
 #[test]
 fn a_lease_counted_from_its_arrival_is_found() {
     is_found("counting from the asking", Rules { from_asking: false, ..Rules::ALL }, |plan| plan);
+}
+
+#[test]
+fn a_slot_that_is_free_with_the_answer_is_found() {
+    is_found("the hold of a slot", Rules { hold: false, ..Rules::ALL }, |plan| plan);
+}
+
+#[test]
+fn a_coordinator_that_lends_at_once_is_found() {
+    is_found("the wait before lending", Rules { lend_wait: false, ..Rules::ALL }, |plan| plan);
+}
+
+#[test]
+fn slots_of_a_dead_node_that_come_back_at_once_are_found() {
+    is_found("the late return", Rules { late_return: false, ..Rules::ALL }, |plan| plan);
+}
+
+#[test]
+fn a_floor_that_is_spent_again_after_a_restart_is_found() {
+    is_found("the late floor", Rules { late_floor: false, ..Rules::ALL }, |plan| plan);
 }

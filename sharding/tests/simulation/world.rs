@@ -1,12 +1,14 @@
 //! Virtual processes, clocks and links.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use sharding::acceptor::Vote;
+use sharding::budget::{Budget, BudgetUse, Floor, Purse, Slot, Terms};
 use sharding::epoch::{Epoch, Term};
-use sharding::id::{NShards, NodeId, ShardId};
+use sharding::id::{DatabaseName, NShards, NodeId, ShardId};
 use sharding::map::Member;
 use sharding::membership::{Incarnation, Renew, Reply};
 use sharding::ownership::{Effect, Identity, Ownership};
@@ -20,6 +22,10 @@ use crate::invariants;
 pub(crate) const N_SHARDS: u16 = 16;
 /// How far all clocks are from zero, so that they can be set back.
 const CLOCK_START: Duration = Duration::from_secs(1_000_000);
+/// Operations a second that the whole cluster may spend; every node would spend more.
+pub(crate) const BUDGET: Budget = Budget(NonZeroU32::new(20).expect("some"));
+/// Within this time the database has seen an operation that was sent.
+const OPERATION_TIMEOUT: Duration = Duration::from_millis(700);
 /// A process that nothing wakes looks at its clock so often.
 const IDLE: Duration = Duration::from_millis(100);
 
@@ -65,6 +71,11 @@ fn shards() -> NShards {
     NShards::new(N_SHARDS).expect("some")
 }
 
+pub(crate) fn terms() -> Terms {
+    let database = DatabaseName::parse("main").expect("a name");
+    Terms { database, budget: BUDGET, operation_timeout: OPERATION_TIMEOUT }
+}
+
 /// The clocks of one machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clocks {
@@ -100,6 +111,9 @@ pub(crate) struct Life {
     pub(crate) mask: u64,
     pub(crate) has_left: bool,
     next_wake: Duration,
+    purse: Purse,
+    /// Operations, and when each is answered.
+    in_flight: Vec<(Duration, Slot)>,
 }
 
 pub(crate) struct Machine {
@@ -133,6 +147,8 @@ pub(crate) struct World {
     pub(crate) cut: HashSet<(usize, usize)>,
     /// The newest value of each shard in the database.
     pub(crate) database: [u64; N_SHARDS as usize],
+    /// When the database sees how many operations, those included that are on their way.
+    pub(crate) operations: BTreeMap<Duration, u32>,
     /// What each life has seen last, to see that it never goes back.
     pub(crate) seen: HashMap<Incarnation, Epoch>,
     pub(crate) highest_term: Term,
@@ -169,6 +185,7 @@ impl World {
             keeps_entries: false,
             cut: HashSet::new(),
             database: [0; N_SHARDS as usize],
+            operations: BTreeMap::new(),
             seen: HashMap::new(),
             highest_term: Term::default(),
             addresses: HashMap::new(),
@@ -205,14 +222,17 @@ impl World {
         };
         let n_seeds = u16::try_from(self.n_seeds).expect("few");
         let seed = u16::try_from(node).expect("few");
+        let floor = if is_seed { BUDGET.floor(n_seeds.into()) } else { Floor::NONE };
         self.machines[node].life = Some(Life {
             incarnation: Incarnation(life),
-            seed: is_seed.then(|| Seed::new(now, self.times, shards(), seed, n_seeds, life)),
+            seed: is_seed.then(|| Seed::new(now, self.times, shards(), vec![terms()], (seed, n_seeds), life)),
             ownership: Ownership::new(now, me, shards(), self.times),
             entries: [None; N_SHARDS as usize],
             mask: 0,
             has_left: false,
             next_wake: Duration::MAX,
+            purse: Purse::new(now, floor, OPERATION_TIMEOUT, &self.times),
+            in_flight: Vec::new(),
         });
         self.machines[node].stopped_until = Duration::ZERO;
         self.machines[node].backlog.clear();
@@ -355,7 +375,10 @@ impl World {
                 }
             }
         }
-        while let Some(renew) = life.ownership.poll_renew(now) {
+        life.settle(now, self.real);
+        let purse = &mut life.purse;
+        let used = || vec![BudgetUse { database: terms().database, held: purse.held(now), demand: 20 }];
+        if let Some(renew) = life.ownership.poll_renew(now, used) {
             to_seeds.push(Message::Renew(renew));
         }
         life.perform(self.keeps_entries);
@@ -386,6 +409,7 @@ impl World {
             return;
         }
         let now = self.now(node);
+        self.spend(node, now);
         let (at, writes) = (self.chance.usize(..usize::from(N_SHARDS)), self.chance.u8(..4) == 0);
         let Some(life) = &mut self.machines[node].life else { return };
         if life.mask & (1 << at) == 0 || !life.ownership.holds(now) {
@@ -396,6 +420,19 @@ impl World {
             life.entries[at] = Some(self.database[at]);
         } else {
             life.entries[at].get_or_insert(self.database[at]);
+        }
+    }
+
+    /// A node sends all operations that it may. The database sees them late, and answers late.
+    fn spend(&mut self, node: usize, now: Now) {
+        let Some(life) = &mut self.machines[node].life else { return };
+        life.settle(now, self.real);
+        while let Ok(slot) = life.purse.spend(now) {
+            let longest = OPERATION_TIMEOUT.as_micros() as u64;
+            let seen = self.chance.u64(0..longest);
+            let answered = self.chance.u64(seen..=longest);
+            *self.operations.entry(self.real + Duration::from_micros(seen)).or_default() += 1;
+            life.in_flight.push((self.real + Duration::from_micros(answered), slot));
         }
     }
 
@@ -423,6 +460,12 @@ impl Life {
         self.incarnation
     }
 
+    fn settle(&mut self, now: Now, real: Duration) {
+        for (_, slot) in self.in_flight.extract_if(.., |(answered, _)| *answered <= real) {
+            self.purse.settle(now, slot);
+        }
+    }
+
     fn perform(&mut self, keeps_entries: bool) {
         while let Some(effect) = self.ownership.poll_effect() {
             match effect {
@@ -436,6 +479,9 @@ impl Life {
                     }
                 }
                 Effect::Left => self.has_left = true,
+                Effect::Shares(shares, lease) => {
+                    self.purse.handle_share(shares.first().map_or(0, |share| share.slots), lease);
+                }
                 Effect::Publish(_) | Effect::Lease(_) => {}
             }
         }

@@ -1,0 +1,149 @@
+//! Redis: strings by `MGET`, a field of hashes by one script. One connection, shared by all that is in flight.
+
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, ProtocolVersion, RedisError,
+    Script, ServerErrorKind, TlsCertificates,
+};
+use tokio::sync::Mutex;
+use tokio::time::timeout_at;
+
+use super::{Database, DatabaseError, Found, Query, Read};
+
+/// Longest time to connect.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A field of each key; what is no hash, or has no such field, is nil.
+static FIELDS: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local found = {}
+         for place, key in ipairs(KEYS) do
+           local value = redis.pcall('HGET', key, ARGV[1])
+           found[place] = type(value) == 'string' and value or false
+         end
+         return found",
+    )
+});
+
+/// A server, and the connection to it while there is one.
+#[derive(Clone)]
+pub struct Redis(Arc<Inner>);
+
+struct Inner {
+    client: Client,
+    connection: Mutex<Option<MultiplexedConnection>>,
+}
+
+/// Reads a URL as the Redis driver knows it, `redis://` or `rediss://`.
+///
+/// # Errors
+/// What is wrong with it, without quoting it.
+pub fn parse_url(url: &str) -> Result<ConnectionInfo, String> {
+    let wrong = "the url is redis://[user[:password]@]host[:port][/number], with rediss:// for TLS";
+    let info = url.into_connection_info().map_err(|_| wrong.to_owned())?;
+    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    Ok(info.set_redis_settings(settings))
+}
+
+impl Redis {
+    /// Not connected yet. `ca_file`: the certificates (PEM) that the server's may follow from, in the place of those of the
+    /// machine.
+    ///
+    /// # Errors
+    /// When that file cannot be read.
+    pub fn new(info: ConnectionInfo, ca_file: Option<&Path>) -> std::io::Result<Self> {
+        let root_cert = ca_file.map(std::fs::read).transpose()?;
+        let client = match root_cert {
+            Some(_) => Client::build_with_tls(info, TlsCertificates { client_tls: None, root_cert }),
+            None => Client::open(info),
+        };
+        let client = client.map_err(|error| std::io::Error::other(error.to_string()))?;
+        Ok(Self(Arc::new(Inner { client, connection: Mutex::new(None) })))
+    }
+
+    async fn connection(&self) -> Result<MultiplexedConnection, DatabaseError> {
+        let mut connection = self.0.connection.lock().await;
+        if let Some(connection) = &*connection {
+            return Ok(connection.clone());
+        }
+        // Each operation has a time of its own.
+        let config =
+            AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None);
+        let new = self.0.client.get_multiplexed_async_connection_with_config(&config).await;
+        Ok(connection.insert(new.map_err(failed)?).clone())
+    }
+
+    async fn read(&self, read: Read) -> Result<Found, DatabaseError> {
+        let Query::Redis { key: (before, after), field } = &*read.query else {
+            return Err(DatabaseError::Failed("it takes a key, not a statement".to_owned()));
+        };
+        let names: Vec<Vec<u8>> =
+            read.keys.iter().map(|key| [before.as_bytes(), key, after.as_bytes()].concat()).collect();
+        let until = read.until.into();
+        let asked = async {
+            let mut connection = self.connection().await?;
+            let values: Result<Vec<Option<Vec<u8>>>, RedisError> = match field {
+                None => redis::cmd("MGET").arg(names).query_async(&mut connection).await,
+                Some(field) => {
+                    let mut call = FIELDS.prepare_invoke();
+                    call.key(names).arg(field);
+                    call.invoke_async(&mut connection).await
+                }
+            };
+            values.map_err(failed)
+        };
+        let answer = timeout_at(until, asked).await.unwrap_or(Err(DatabaseError::TimedOut));
+        if matches!(answer, Err(DatabaseError::TimedOut | DatabaseError::Unavailable(_))) {
+            // What others have in flight there goes on; whoever comes next connects anew.
+            self.0.connection.lock().await.take();
+        }
+        let values = answer?;
+        let found = |(key, value): (Bytes, Option<Vec<u8>>)| Some((key, Bytes::from(value?)));
+        Ok(read.keys.into_iter().zip(values).filter_map(found).collect())
+    }
+}
+
+impl Database for Redis {
+    fn read(&self, read: Read) -> BoxFuture<'static, Result<Found, DatabaseError>> {
+        let redis = self.clone();
+        Box::pin(async move { redis.read(read).await })
+    }
+}
+
+fn failed(error: RedisError) -> DatabaseError {
+    let message = error.to_string();
+    match error.kind() {
+        ErrorKind::Io
+        | ErrorKind::AuthenticationFailed
+        | ErrorKind::Server(
+            ServerErrorKind::BusyLoading
+            | ServerErrorKind::MasterDown
+            | ServerErrorKind::ClusterDown
+            | ServerErrorKind::TryAgain,
+        ) => DatabaseError::Unavailable(message),
+        _ => DatabaseError::Failed(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_checked_and_its_password_is_in_no_message() {
+        assert!(parse_url("redis://user:geheim@host:1/2").is_ok());
+        assert!(parse_url("rediss://host").is_ok());
+        for url in ["redis://user:geheim@host:x", "http://user:geheim@host", "redis://user:geheim@host/zwei"] {
+            let error = parse_url(url).expect_err("refused");
+            assert!(!error.contains("geheim"), "{error}");
+        }
+        let info = parse_url("redis://user:geheim@host:1/2").expect("a url");
+        assert!(!format!("{info:?}").contains("geheim"));
+    }
+}
