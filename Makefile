@@ -1,5 +1,5 @@
 # Every door of the project. `make verify` checks and never writes; `make fix` writes; .ci/run calls only `make test`.
-.PHONY: run test sim faults verify advisories fix load image tools image-tools
+.PHONY: run test sim faults verify advisories fix load image tools image-tools servers
 
 CARGO ?= cargo
 
@@ -8,8 +8,8 @@ run: tools
 	$(CARGO) build --release --locked
 	target/release/local-cluster
 
-# Every test: units, properties, frames, manifests, and whole clusters of real processes.
-test: tools target/kube-tools/ready
+# Every test: units, properties, frames, manifests, and whole clusters of real processes on real databases.
+test: tools servers target/kube-tools/ready
 	$(CARGO) test --locked
 
 # More simulated runs of the protocol than the tests make, or one run exactly: make sim RUNS=1 SEED=42
@@ -18,11 +18,13 @@ SEED ?= 1
 sim: tools
 	SIMULATION_RUNS=$(RUNS) SIMULATION_SEED=$(SEED) $(CARGO) test --locked -p sharding --test simulation -- --nocapture
 
-# Processes that die, stand still or lose each other under load, more often than in the tests: make faults FAULTS=20
+# Processes that die, stand still or lose each other under load, more often than in the tests, and databases that are
+# away for long or have little to spare: make faults FAULTS=20
 FAULTS ?= 20
-faults: tools
+faults: tools servers
 	$(CARGO) build --workspace --locked
 	FAULT_RUNS=$(FAULTS) $(CARGO) test --locked -p loadtest --test cluster -- faults:: cuts:: --nocapture --test-threads 1
+	FAULT_RUNS=$(FAULTS) $(CARGO) test --locked -p loadtest --test databases -- --nocapture --test-threads 1
 
 # Format, lints, documentation, and what comes in as a dependency.
 verify: tools
@@ -55,6 +57,13 @@ image-tools:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends buildah ca-certificates; \
 	else echo "images need buildah and ca-certificates: install them" >&2; exit 1; fi
+
+# The databases that the tests start for themselves.
+servers:
+	@if command -v redis-server >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql redis-server; \
+	else echo "the tests start PostgreSQL and Redis: install postgresql and redis-server" >&2; exit 1; fi
 
 # What renders the manifests and knows Kubernetes' schemas, in target/kube-tools: kustomize, compiled by a Go of its own,
 # and kubernetes-validate. Python comes from the machine.

@@ -15,7 +15,8 @@ fn main() -> ExitCode {
             return if error.use_stderr() { EXIT_CONFIG.into() } else { ExitCode::SUCCESS };
         }
     };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    let logs = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(logs).format_timestamp_millis().init();
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {
         log::warn!("the limit of open files stays as it is: {error}");
     }

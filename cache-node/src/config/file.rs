@@ -24,7 +24,7 @@ const CONTENT_TYPE_BYTES_MAX: usize = 255;
 const REDIS_KEY: &str = "{key}";
 
 const IN_FLIGHT_MAX: usize = 4;
-const OPERATION_TIMEOUT: Duration = Duration::from_secs(2);
+const OPERATION_TIMEOUT: Duration = Duration::from_secs(1);
 const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 const LOAD_KEYS_MAX: usize = 256;
 const BUDGET_MAX: u32 = 1_000_000;
