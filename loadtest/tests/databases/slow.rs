@@ -27,11 +27,11 @@ fn a_slow_key_holds_nobody_else() {
         began.elapsed()
     });
     let mut times = Vec::new();
-    let mut key = 0;
+    let mut key = 0_usize;
     while !slow.is_finished() {
         key = key % 20_000 + 1;
         let began = Instant::now();
-        let answer = it.get(key as usize % 3, &format!("/things/k{key}"));
+        let answer = it.get(key % 3, &format!("/things/k{key}"));
         assert_eq!(answer.text().expect("text"), format!("v{key}"));
         times.push(began.elapsed());
     }
