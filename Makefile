@@ -42,10 +42,12 @@ fix: tools
 	$(CARGO) clippy --workspace --all-targets --locked --fix --allow-dirty --allow-staged
 	$(CARGO) fmt --all
 
-# Loads a cluster of its own on free ports: every scenario, 32 connections, 30 s each; reports in data/load.
+# Loads a cluster of its own on free ports: every scenario, 32 connections, 30 s each; then a cold start under a short
+# budget. Reports in data/load and data/load-budget.
 load: tools
 	$(CARGO) build --release --locked
 	target/release/loadtest
+	target/release/loadtest --budget 50 --scenario cold-start --connections 512 --report data/load-budget
 
 # The images of the programs as OCI archives in target/images, made of what this machine has: no registry is asked.
 image: tools image-tools

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -78,6 +79,17 @@ pub fn prepare(dir: &Path) -> Result<PathBuf, DemoError> {
     let config = dir.join("demo.toml");
     std::fs::write(&config, CONFIG).map_err(|error| DemoError::Io { path: config.clone(), error })?;
     Ok(config)
+}
+
+/// The demo's configuration with a budget for its database, beside the other one. Gives its path.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn with_budget(config: &Path, budget: NonZeroU32) -> Result<PathBuf, DemoError> {
+    let path = config.with_file_name("demo-budget.toml");
+    let text = CONFIG.replace("[region.", &format!("budget = \"{budget}/s\"\n[region."));
+    std::fs::write(&path, text).map_err(|error| DemoError::Io { path: path.clone(), error })?;
+    Ok(path)
 }
 
 const CONFIG: &str = r#"# Written anew by local-cluster. Copy it to serve your own data, then: local-cluster --config YOUR.toml

@@ -102,13 +102,13 @@ impl Load {
         let (load, name) = (Arc::new(self.clone()), scenario.name());
         let next_url = AtomicUsize::new(fastrand::usize(..self.urls.len()));
         Arc::new(move |user| {
-            let load = Arc::clone(&load);
+            let (load, keys) = (Arc::clone(&load), keys.clone());
             let url = next_url.fetch_add(1, Ordering::Relaxed) % load.urls.len();
-            Box::pin(async move { load.ask_once(user, url, keys, name).await })
+            Box::pin(async move { load.ask_once(user, url, &keys, name).await })
         })
     }
 
-    async fn ask_once(&self, user: &mut GooseUser, url: usize, keys: Keys, name: &str) -> TransactionResult {
+    async fn ask_once(&self, user: &mut GooseUser, url: usize, keys: &Keys, name: &str) -> TransactionResult {
         let key = keys.draw(&mut rand::rng());
         let url = format!("{}/{}/{key}", self.urls[url], self.region);
         let expected = if key <= self.n_rows { 200 } else { 404 };

@@ -1,5 +1,8 @@
 //! Which keys a load test asks for.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use clap::ValueEnum;
 use rand::Rng;
 use rand_distr::{Distribution, Uniform, Zipf};
@@ -14,6 +17,8 @@ const MISS_RANGE: u64 = 10;
 /// A pattern of keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Scenario {
+    /// Every row once, then again: first on a cluster that has nothing in memory.
+    ColdStart,
     /// Few keys are wanted by many: Zipf with exponent 0.99.
     ReadMostly,
     /// Every key is wanted as often as any other.
@@ -26,11 +31,12 @@ pub enum Scenario {
 
 impl Scenario {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::ReadMostly, Self::Uniform, Self::HotKey, Self::MissHeavy];
+    pub const ALL: [Self; 5] = [Self::ColdStart, Self::ReadMostly, Self::Uniform, Self::HotKey, Self::MissHeavy];
 
     /// Its name, as on the command line and in reports.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::ColdStart => "cold-start",
             Self::ReadMostly => "read-mostly",
             Self::Uniform => "uniform",
             Self::HotKey => "hot-key",
@@ -42,6 +48,7 @@ impl Scenario {
     pub fn keys(self, n_rows: u64) -> Keys {
         let uniform = |n| Keys::Uniform(Uniform::new_inclusive(1, n).expect("there is a key"));
         match self {
+            Self::ColdStart => Keys::Each(Arc::default(), n_rows),
             #[expect(clippy::cast_precision_loss, reason = "a number of rows has far fewer than 53 bits")]
             Self::ReadMostly => Keys::Zipf(Zipf::new(n_rows as f64, ZIPF_EXPONENT).expect("a number and an exponent")),
             Self::Uniform => uniform(n_rows),
@@ -52,8 +59,10 @@ impl Scenario {
 }
 
 /// Draws keys.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Keys {
+    /// One after the other up to this, then again; all who draw share one count.
+    Each(Arc<AtomicU64>, u64),
     /// The key k in proportion to k^-0.99.
     Zipf(Zipf<f64>),
     /// Each as often as any other.
@@ -66,6 +75,7 @@ impl Keys {
     /// The key to ask for next.
     pub fn draw(&self, chance: &mut impl Rng) -> u64 {
         match self {
+            Self::Each(n_drawn, n) => n_drawn.fetch_add(1, Ordering::Relaxed) % n + 1,
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number from 1 on")]
             Self::Zipf(zipf) => zipf.sample(chance) as u64,
             Self::Uniform(uniform) => uniform.sample(chance),
@@ -91,6 +101,7 @@ mod tests {
 
     #[test]
     fn each_scenario_draws_as_its_name_says() {
+        assert_eq!(draws(Scenario::ColdStart), (1, 1000, 1000), "each of a thousand ten times");
         let (least, most, low) = draws(Scenario::ReadMostly);
         assert!(least == 1 && most <= 1000 && (6500..7500).contains(&low), "{least} {most} {low}");
         let (least, most, low) = draws(Scenario::Uniform);

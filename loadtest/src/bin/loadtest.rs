@@ -1,10 +1,10 @@
 //! Load on the distributed cache: on a cluster of its own, or on any deployment.
 
 use std::io::Write;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cache_node::config::EXIT_CONFIG;
 use clap::Parser;
@@ -14,9 +14,13 @@ use loadtest::demo::{self, DemoError};
 use loadtest::figures::Watch;
 use loadtest::load::{Check, Load, Outcome};
 use loadtest::scenario::Scenario;
+use sharding::budget::Budget;
 
 /// Longest time from the start of a cluster to readiness.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Pause between two looks whether the budget is lent.
+const BUDGET_PAUSE: Duration = Duration::from_millis(100);
 
 /// Puts load on the cache and looks at every value. The thresholds decide the exit code: 0 all hold, 1 one is broken.
 #[derive(Debug, Parser)]
@@ -52,6 +56,9 @@ struct Args {
     /// Pods of the cluster that is started.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
     pods: u16,
+    /// What that cluster may spend on its database, in operations a second; as much as it likes unless given.
+    #[arg(long)]
+    budget: Option<NonZeroU32>,
     /// Where that cluster's database and logs are.
     #[arg(long, default_value = "data/")]
     data_dir: PathBuf,
@@ -143,8 +150,18 @@ fn run(args: &Args) -> Result<bool, Error> {
 
 fn start_cluster(args: &Args) -> Result<Cluster, Error> {
     let config = demo::prepare(&args.data_dir)?;
+    let config = args.budget.map(|budget| demo::with_budget(&config, budget)).transpose()?.unwrap_or(config);
     let options = Options { pods: args.pods.into(), ..Options::new(config, args.data_dir.join("load")) };
-    Ok(Cluster::start_ready(&options, READY_TIMEOUT)?)
+    let cluster = Cluster::start_ready(&options, READY_TIMEOUT)?;
+    if let Some(budget) = args.budget {
+        // What the cluster may spend is lent a while after it is ready.
+        let (watch, deadline) = (Watch::new()?, Instant::now() + READY_TIMEOUT);
+        let lent = f64::from(Budget(budget).lent());
+        while watch.samples(&cluster).sum("cache_node_budget_slots", &[]) < lent && Instant::now() < deadline {
+            std::thread::sleep(BUDGET_PAUSE);
+        }
+    }
+    Ok(cluster)
 }
 
 fn line(scenario: Scenario, outcome: &Outcome) -> String {

@@ -16,7 +16,7 @@ fn a_load_test_passes_when_every_value_is_right_and_fails_when_one_is_wrong() {
     let output = loadtest(&it, &[]);
     let told = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{told}");
-    for scenario in ["read-mostly", "uniform", "hot-key", "miss-heavy"] {
+    for scenario in ["cold-start", "read-mostly", "uniform", "hot-key", "miss-heavy"] {
         let line = told.lines().find(|line| line.starts_with(scenario) && line.contains("requests, ")).expect(scenario);
         assert!(line.contains(" 0 failed: ok"), "{line}");
         let report = std::fs::read_to_string(it.path("reports").join(format!("{scenario}.html"))).expect("a report");

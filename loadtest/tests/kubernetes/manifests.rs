@@ -1,5 +1,8 @@
 use std::time::Duration;
 
+use base64::Engine as _;
+use cache_node::config::CacheConfig;
+
 use super::*;
 
 const EVERYTHING: &str = "loadtest/tests/kubernetes/everything";
@@ -24,6 +27,8 @@ fn all() -> Vec<(&'static str, String, &'static str)> {
     vec![
         ("demo", rendered("k8s/overlays/demo"), OLDEST),
         ("everything", rendered(EVERYTHING), OLDEST),
+        ("postgres", rendered("k8s/overlays/postgres"), OLDEST),
+        ("redis", rendered("k8s/overlays/redis"), OLDEST),
         ("webhook", router(&["webhook-manifests", "--namespace", "tools"], ""), OLDEST),
         ("policy", rendered(POLICY), POLICIES_SINCE),
     ]
@@ -51,6 +56,22 @@ fn a_mistake_in_a_manifest_is_found() {
     ] {
         assert!(yaml.contains(right), "{right}");
         assert_ne!(validate(&yaml.replace(right, wrong), NEWEST), Ok(n_documents), "{wrong}");
+    }
+}
+
+#[test]
+fn every_cache_toml_is_sound_with_the_secret_beside_it() {
+    for overlay in ["postgres", "redis"] {
+        let yaml = documents(&rendered(&format!("k8s/overlays/{overlay}")));
+        let config = document(&yaml, "ConfigMap", "distributed-cache")["data"]["cache.toml"].as_str().expect("a file");
+        let url = document(&yaml, "Secret", "distributed-cache-database")["data"]["url"].as_str().expect("a url");
+        let url = base64::engine::general_purpose::STANDARD.decode(url).expect("as a Secret holds it");
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("url"), url).expect("a file");
+        let config = config.replace("url = \"$DATABASE_URL\"", "url_file = \"url\"");
+        std::fs::write(dir.path().join("cache.toml"), config).expect("a file");
+        let config = CacheConfig::load(&dir.path().join("cache.toml")).unwrap_or_else(|error| panic!("{error}"));
+        assert!(config.databases[0].budget.is_some() && config.regions[0].name.as_str() == "cache-data");
     }
 }
 
