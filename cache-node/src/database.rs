@@ -11,6 +11,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
+use crate::loading::spending::HeldSlot;
+
 /// Values by their keys; a key that is not there has no row.
 pub type Found = HashMap<Bytes, Bytes>;
 
@@ -42,8 +44,9 @@ pub enum Query {
     },
 }
 
-/// One operation: a batch of keys to be read.
-#[derive(Clone, Debug)]
+/// One operation: a batch of keys to be read. Dropped when the database has answered it, or will never see it: it holds a
+/// slot of the budget until then.
+#[derive(Debug)]
 pub struct Read {
     /// The region's query.
     pub query: Arc<Query>,
@@ -51,8 +54,19 @@ pub struct Read {
     pub comment: Arc<str>,
     /// Each once.
     pub keys: Vec<Bytes>,
+    /// After that it is not sent any more: who waits for the slot does not count with it.
+    pub send_by: Instant,
     /// When it is to be stopped.
     pub until: Instant,
+    /// Its slot, where there is a budget.
+    pub(crate) _slot: Option<HeldSlot>,
+}
+
+impl Read {
+    /// Whether it may be sent at this moment. To be asked just before.
+    fn may_be_sent(&self) -> Result<(), DatabaseError> {
+        if Instant::now() < self.send_by.min(self.until) { Ok(()) } else { Err(DatabaseError::TimedOut) }
+    }
 }
 
 /// A database. Clones of what it holds live in the futures, so many reads may be under way.

@@ -103,7 +103,7 @@ fn place(args: &Args, config: &CacheConfig) -> Result<Place, ConfigError> {
         ordinal: ordinal.and_then(|ordinal| u16::try_from(ordinal).ok()),
         identity: Identity { member, incarnation: Incarnation(fastrand::u64(..)), identity },
         times: args.times()?,
-        terms: region::terms(config),
+        budgeted: region::budgeted(config),
     })
 }
 

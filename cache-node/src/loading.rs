@@ -27,6 +27,8 @@ use spending::{HeldSlot, Spending};
 
 /// What a caller is told to wait when the queue of loads is full, or the database does not answer.
 const RETRY: Duration = Duration::from_secs(1);
+/// Loads that are taken in before operations are looked after again.
+const TAKEN_AT_ONCE: usize = 1024;
 /// A driver that has not stopped an operation so long after its time is not waited for.
 const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -39,6 +41,8 @@ struct Load {
     reason: LoadReason,
     /// When whoever waits for it leaves: the order in which loads are sent.
     wanted_by: Instant,
+    /// Somebody waits for it; else it is a refresh, and goes after the others.
+    is_awaited: bool,
     /// When its answer is worth nothing any more.
     until: Instant,
     /// Dropped without an answer, it says that the load was given up.
@@ -47,6 +51,13 @@ struct Load {
     _room: Option<Room>,
     /// It was sent once and met no database: the connection may have been an old one.
     is_again: bool,
+}
+
+impl Load {
+    /// Whether its answer would be worth something.
+    fn is_wanted(&self, now: Instant) -> bool {
+        self.until > now && !self.done.is_closed()
+    }
 }
 
 /// Where the answer to a load comes; closed, the load was given up.
@@ -207,10 +218,19 @@ impl Loader {
         }
         let (done, landing) = oneshot::channel();
         let until = Instant::now() + self.limits.timeout;
-        let wanted_by = wanted_by.unwrap_or(until).min(until);
+        let (is_awaited, wanted_by) = (wanted_by.is_some(), wanted_by.unwrap_or(until).min(until));
         // The thread ends only after all loaders: a load it never takes answers "given up" when it is dropped.
-        let _ =
-            self.loads.send(Load { region, key, reason, wanted_by, until, done, _room: Some(room), is_again: false });
+        let _ = self.loads.send(Load {
+            region,
+            key,
+            reason,
+            wanted_by,
+            is_awaited,
+            until,
+            done,
+            _room: Some(room),
+            is_again: false,
+        });
         Ok(landing)
     }
 }
@@ -235,8 +255,6 @@ struct Done {
     batch: Vec<Load>,
     sent: Instant,
     answer: Result<Found, DatabaseError>,
-    /// Given back when the operation has ended.
-    _slot: Option<HeldSlot>,
 }
 
 /// What runs on a loader's thread.
@@ -255,7 +273,8 @@ struct Crew {
 impl Crew {
     async fn run(mut self, mut loads: mpsc::UnboundedReceiver<Load>) {
         loop {
-            while let Ok(load) = loads.try_recv() {
+            for _ in 0..TAKEN_AT_ONCE {
+                let Ok(load) = loads.try_recv() else { break };
                 self.take_in(load);
             }
             let wake = self.send_what_may_be();
@@ -280,7 +299,7 @@ impl Crew {
             let _ = load.done.send(Err(error));
             return;
         }
-        if let Some(wait) = self.wait()
+        if let Some(wait) = self.wait(load.is_awaited)
             && now + wait > load.wanted_by
         {
             self.metrics.over_budget.inc();
@@ -291,9 +310,11 @@ impl Crew {
     }
 
     /// How long one more load would wait for the budget, about.
-    fn wait(&self) -> Option<Duration> {
-        let n_operations = self.queue.n_operations(self.limits.keys_max).unwrap_or(0);
-        self.spending.as_ref()?.wait(n_operations.max(1))
+    fn wait(&self, is_awaited: bool) -> Option<Duration> {
+        let keys_max = self.limits.keys_max;
+        let n_before =
+            if is_awaited { self.queue.n_awaited_operations(keys_max) } else { self.queue.n_operations(keys_max) };
+        self.spending.as_ref()?.wait(n_before.max(1))
     }
 
     /// Sends batches while there is headroom; gives when there is some again.
@@ -310,12 +331,10 @@ impl Crew {
                 Err(short) => break short.until.map(|at| now + at.saturating_sub(crate::clock::now().boot)),
             };
             let batch = self.queue.take(now, self.limits.keys_max);
-            if !batch.is_empty() {
-                self.send(now, batch, slot);
-            }
+            self.send(now, batch, slot);
         };
         if let Some(spending) = &self.spending {
-            spending.set_wanted(self.queue.n_operations(self.limits.keys_max).unwrap_or(0));
+            spending.set_wanted(self.queue.n_operations(self.limits.keys_max));
         }
         wake
     }
@@ -332,7 +351,9 @@ impl Crew {
             query: Arc::clone(&prepared.query),
             comment: Arc::clone(&prepared.comments[batch[0].reason as usize]),
             keys: batch.iter().map(|load| load.key.clone()).collect(),
+            send_by: sent + self.limits.operation_timeout,
             until,
+            _slot: slot,
         });
         self.in_flight.push(Box::pin(async move {
             // On a task of its own, so that a panic in a driver ends that task and nothing else.
@@ -341,18 +362,18 @@ impl Crew {
                 Ok(answer) => answer.unwrap_or(Err(DatabaseError::TimedOut)),
                 Err(_) => Err(DatabaseError::Failed("its driver panicked".to_owned())),
             };
-            Done { batch, sent, answer, _slot: slot }
+            Done { batch, sent, answer }
         }));
     }
 
     /// Answers all who asked, or splits a batch that ran past its time.
     fn land(&mut self, done: Done) {
-        let Done { batch, sent, answer, .. } = done;
+        let (Done { batch, sent, answer }, now) = (done, Instant::now());
         self.queue.landed();
         self.metrics.load_seconds.observe(sent.elapsed().as_secs_f64());
         let error = match answer {
             Ok(found) => {
-                self.queue.breaker.handle_success();
+                self.queue.breaker.handle_success(now);
                 for load in batch {
                     let result = loaded(sent, found.get(&load.key));
                     // Nobody waits any more: the load has outlived its time.
@@ -365,7 +386,9 @@ impl Crew {
         log::warn!(database = &*self.name, keys = batch.len(); "a load failed: {error}");
         let is_away = matches!(error, DatabaseError::Unavailable(_) | DatabaseError::TimedOut);
         self.last_error = Some(error.clone());
-        if is_away && self.queue.breaker.handle_failure(Instant::now(), fastrand::f64()) {
+        if !is_away {
+            self.queue.breaker.handle_success(now);
+        } else if self.queue.breaker.handle_failure(now, sent, fastrand::f64()) {
             log::error!(database = &*self.name; "the database does not answer; it is tried again from time to time");
         }
         if error == DatabaseError::TimedOut && batch.len() > 1 {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::Addr;
-use sharding::budget::Terms;
+use sharding::budget::Budgeted;
 use sharding::id::ShardId;
 use sharding::map::Member;
 use sharding::membership::{Incarnation, Reply};
@@ -60,7 +60,7 @@ pub(crate) struct Place {
     pub(crate) identity: Identity,
     pub(crate) times: Times,
     /// The budgets that it lends when it coordinates.
-    pub(crate) terms: Vec<Terms>,
+    pub(crate) budgeted: Vec<Budgeted>,
 }
 
 /// One for each node, on its main thread.
@@ -91,7 +91,7 @@ impl Membership {
         let life = place.identity.incarnation;
         let seed = place
             .ordinal
-            .map(|ordinal| Seed::new(now, times, node.n_shards, place.terms.clone(), (ordinal, n_seeds), life.0));
+            .map(|ordinal| Seed::new(now, times, node.n_shards, place.budgeted.clone(), (ordinal, n_seeds), life.0));
         let link = |(ordinal, seed): (u16, &Member)| {
             (Some(ordinal) != place.ordinal).then(|| links::start(ordinal, &seed.data, &node, inbox.clone()))
         };

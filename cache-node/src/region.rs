@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use serde::Serialize;
-use sharding::budget::{Floor, Terms};
+use sharding::budget::{Budgeted, Floor};
 use sharding::id::RegionName;
 use sharding::times::Times;
 use sharding::wire::{Failure, RegionInfo};
@@ -110,12 +110,12 @@ struct SpentPage {
 }
 
 /// What the coordinator has to know of the databases that have a budget.
-pub(crate) fn terms(config: &CacheConfig) -> Vec<Terms> {
-    let terms = |database: &DatabaseConfig| {
+pub(crate) fn budgeted(config: &CacheConfig) -> Vec<Budgeted> {
+    let budgeted = |database: &DatabaseConfig| {
         let (name, operation_timeout) = (database.name.clone(), database.operation_timeout);
-        Some(Terms { database: name, budget: database.budget?, operation_timeout })
+        Some(Budgeted { database: name, budget: database.budget?, operation_timeout })
     };
-    config.databases.iter().filter_map(terms).collect()
+    config.databases.iter().filter_map(budgeted).collect()
 }
 
 /// Starts the loaders and puts the regions together. `n_seeds` is for a seed: how many there are.

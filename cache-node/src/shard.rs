@@ -34,6 +34,10 @@ use freshness::Age;
 const LEAVE_BEFORE: Duration = Duration::from_millis(250);
 /// The smallest part of a request's time that is used to say so: one in so many.
 const LEAVE_PART: u32 = 8;
+/// Whoever waits is looked at after this time at the latest.
+const FIRST_LOOK: Duration = Duration::from_millis(500);
+/// After a load has failed nothing is refreshed for so long: what is stale is served meanwhile, and may be for long.
+const REFRESH_PAUSE: Duration = Duration::from_millis(100);
 /// Those who wait are looked at so often, once the first has left.
 const LEAVE_PERIOD: Duration = Duration::from_millis(100);
 
@@ -128,6 +132,8 @@ pub(crate) struct Shard {
     began: Instant,
     node: Arc<Node>,
     entries: Vec<Entries>,
+    /// For each region: nothing is refreshed before that, since a refresh has just failed.
+    refreshes_from: Vec<Instant>,
     flights: Flights<Waiter>,
     supervisor: Addr<ShardRegion>,
 }
@@ -136,8 +142,9 @@ impl Shard {
     /// An empty shard of a node that owns `n_owned` of them.
     pub(crate) fn new(serve: Serve, node: Arc<Node>, n_owned: usize, supervisor: Addr<ShardRegion>) -> Self {
         let part = |region: &Region| Entries::new(region.shard_bytes(n_owned), region.metrics.entries.clone());
-        let entries = node.regions.iter().map(part).collect();
-        Self { serve, began: Instant::now(), node, entries, flights: Flights::new(), supervisor }
+        let entries: Vec<Entries> = node.regions.iter().map(part).collect();
+        let refreshes_from = vec![Instant::now(); entries.len()];
+        Self { serve, began: Instant::now(), node, entries, refreshes_from, flights: Flights::new(), supervisor }
     }
 
     /// Whether it may act as the owner at this moment.
@@ -154,7 +161,7 @@ impl Shard {
                     if is_fresh { (Served::Hit, &region.metrics.hit) } else { (Served::Stale, &region.metrics.stale) };
                 counter.inc();
                 work.reply.send(answer(entry, served, true, now));
-                if !is_fresh {
+                if !is_fresh && self.refreshes_from[work.region] <= now {
                     self.load((work.region, work.key), None, LoadReason::Refreshed, me);
                 }
             }
@@ -195,7 +202,9 @@ impl Shard {
                 landed: Some(Landed { flight: flight.clone(), reason, id, result: Err(LoadError::GivenUp) }),
             };
             let loading = node.regions[flight.0].load(flight.1.clone(), reason, leaves_at);
-            let look_at = leaves_at.unwrap_or_else(|| Instant::now() + LEAVE_PERIOD);
+            // Others may join who have less time.
+            let soon = Instant::now() + FIRST_LOOK;
+            let look_at = leaves_at.map_or(soon, |leaves_at| leaves_at.min(soon));
             let shard = task.shard.clone();
             let loaded = watched(loading, look_at, || shard.do_send(Overdue { flight: flight.clone(), id })).await;
             if let Some(landed) = &mut task.landed {
@@ -230,6 +239,7 @@ impl Shard {
             }
             Err(error) => {
                 let failure = error.failure();
+                self.refreshes_from[flight.0] = now + REFRESH_PAUSE;
                 for waiter in waiters {
                     metrics.count_failure(failure.code);
                     waiter.reply.send(AnswerBody::Failed(failure.clone()));

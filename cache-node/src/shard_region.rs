@@ -80,7 +80,7 @@ impl Lane {
 pub(crate) struct ShardRegion {
     lane: Rc<Lane>,
     /// For each shard that is served here, under which tenure.
-    since: Vec<Option<Serve>>,
+    serves: Vec<Option<Serve>>,
     n_owned: usize,
     /// Where the sweep goes on.
     next_swept: usize,
@@ -138,7 +138,7 @@ impl ShardRegion {
     pub(crate) fn new(number: u16, node: Arc<Node>) -> Self {
         let pass_through = Rc::new(PassThrough::new(Arc::clone(&node)));
         let lane = Lane { number, node, shards: RefCell::default(), pass_through, lanes: OnceCell::new() };
-        Self { lane: Rc::new(lane), since: Vec::new(), n_owned: 0, next_swept: 0 }
+        Self { lane: Rc::new(lane), serves: Vec::new(), n_owned: 0, next_swept: 0 }
     }
 
     fn start_shard(&self, serve: Serve, me: Addr<Self>) {
@@ -196,10 +196,10 @@ impl Handler<Serve> for ShardRegion {
     fn handle(&mut self, serve: Serve, ctx: &mut Context<Self>) {
         let shard = serve.shard;
         self.start_shard(serve, ctx.address());
-        if self.since.len() <= shard.index() {
-            self.since.resize(shard.index() + 1, None);
+        if self.serves.len() <= shard.index() {
+            self.serves.resize(shard.index() + 1, None);
         }
-        self.since[shard.index()] = Some(serve);
+        self.serves[shard.index()] = Some(serve);
         self.lane.node.serving.inc();
     }
 }
@@ -211,7 +211,7 @@ impl Handler<Release> for ShardRegion {
         let gone = self.lane.shards.borrow_mut().get_mut(shard.index()).and_then(Option::take);
         if let Some(gone) = gone {
             gone.do_send(Stop);
-            self.since[shard.index()] = None;
+            self.serves[shard.index()] = None;
             self.lane.node.serving.dec();
         }
     }
@@ -222,7 +222,7 @@ impl Handler<ShardDied> for ShardRegion {
 
     /// Starts it again, empty, unless it has been released or given anew meanwhile.
     fn handle(&mut self, ShardDied { shard, since }: ShardDied, ctx: &mut Context<Self>) {
-        let Some(served) = self.since[shard.index()].filter(|served| served.since == since) else { return };
+        let Some(served) = self.serves[shard.index()].filter(|served| served.since == since) else { return };
         log::error!(shard = shard.0; "a shard's actor panicked and is started again, empty");
         self.lane.node.metrics.shards_restarted.inc();
         // What it held is gone as after a crash.

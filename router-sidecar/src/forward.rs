@@ -98,11 +98,9 @@ impl Forwarder {
             };
             // What the owner met says more than what those met who were asked past it.
             let error = first_error.get_or_insert(error);
-            match tries.handle_setback(view.map.epoch(), setback) {
+            match tries.handle_setback(view.map.epoch(), view.map.members().len(), setback) {
                 Next::GiveUp => return Err(self.given_up(error)),
-                Next::PassThrough(place) if wish.question != Question::Get || place >= view.map.members().len() => {
-                    return Err(self.given_up(error));
-                }
+                Next::PassThrough(_) if wish.question != Question::Get => return Err(self.given_up(error)),
                 Next::PassThrough(place) => {
                     self.watch.suspect();
                     whom = Whom::Past(place);

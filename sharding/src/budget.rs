@@ -1,8 +1,10 @@
 //! The budget of a database: how many operations a second the whole cluster may spend on it (I4).
 //!
 //! A budget of `n` operations a second is `n` *slots*. An operation holds a slot from before it is sent until a second
-//! after its answer. The database sees it somewhere in between; so it never sees two operations of one slot within one
-//! second, whatever links and processes do, and never more than `n` in any sliding second.
+//! after its answer, or after the death of the connection that it was sent on. The database sees it somewhere in between;
+//! so it never sees two operations of one slot within one second, and never more than `n` in any sliding second, however
+//! slow links, processes and the database are. Only of what a dead process has sent nobody hears any more: that is taken to
+//! be seen within [`Budgeted::operation_timeout`], which is also how long a sender may hesitate.
 //!
 //! Most slots are lent: the coordinator ([`Lending`]) gives each node a *share*, which comes with the lease and ends with
 //! it. A tenth is not: each seed has its part of that for ever ([`Floor`]), so that reads go on without a coordinator.
@@ -20,6 +22,10 @@ use crate::times::{Lease, Now, Times};
 pub const HOLD: Duration = Duration::from_millis(1020);
 /// The part of a budget that is not lent: one in so many.
 const FLOOR_PART: u32 = 10;
+/// Who is late by less makes up for it: timers are that coarse.
+const LATE_MAX: Duration = Duration::from_millis(10);
+/// While more nodes want slots than there are, they take turns of this length.
+const TURN: Duration = Duration::from_secs(4);
 /// Most grants that are remembered to be on their way to one node; the oldest are the first to have been overtaken.
 const GRANTS_MAX: usize = 64;
 
@@ -194,15 +200,15 @@ impl Purse {
             return Err(Short { until: Some(self.next_at) });
         }
         let pace = Duration::from_secs(1) / (share + floor).max(1);
-        // Whoever was late by less than a step makes up for it.
-        let from = if now.boot < self.next_at + pace { self.next_at } else { now.boot };
+        // Whoever was late by a little makes up for it.
+        let from = if now.boot < self.next_at + pace.max(LATE_MAX) { self.next_at } else { now.boot };
         self.next_at = from + pace;
         let held = if has_share { &mut self.of_share } else { &mut self.of_floor };
         held.in_flight += 1;
         Ok(Slot { is_floor: !has_share })
     }
 
-    /// The operation was answered, or given up: the database sees it no more after this moment.
+    /// The operation was answered, or never sent, or its connection is gone: the database sees it no more after this moment.
     pub fn settle(&mut self, now: Now, slot: Slot) {
         let (held, hold) =
             if slot.is_floor { (&mut self.of_floor, self.floor.hold) } else { (&mut self.of_share, self.hold) };
@@ -232,7 +238,7 @@ impl Purse {
 
 /// What the coordinator must know of a database to lend its budget.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Terms {
+pub struct Budgeted {
     /// Its name, by which nodes ask.
     pub database: DatabaseName,
     /// For the whole cluster.
@@ -261,7 +267,7 @@ impl Account {
 /// lent.
 #[derive(Debug)]
 pub struct Lending {
-    terms: Terms,
+    budgeted: Budgeted,
     accounts: BTreeMap<Incarnation, Account>,
     /// Slots of nodes that are gone, and when they are free.
     returns: Vec<(Duration, u32)>,
@@ -273,11 +279,11 @@ pub struct Lending {
 impl Lending {
     /// That of a new term, which knows of no share.
     #[must_use]
-    pub fn new(now: Now, times: &Times, terms: Terms) -> Self {
-        let wait = times.bound(times.lease) + times.bound(terms.operation_timeout) + HOLD;
+    pub fn new(now: Now, times: &Times, budgeted: Budgeted) -> Self {
+        let wait = times.bound(times.lease) + times.bound(budgeted.operation_timeout) + HOLD;
         let lends_from = if times.rules.lend_wait { now.boot + wait } else { now.boot };
         Self {
-            terms,
+            budgeted,
             accounts: BTreeMap::new(),
             returns: Vec::new(),
             lends_from,
@@ -288,7 +294,7 @@ impl Lending {
     /// Of which database.
     #[must_use]
     pub const fn database(&self) -> &DatabaseName {
-        &self.terms.database
+        &self.budgeted.database
     }
 
     /// A node says what it holds, having acted on all grants up to the one that answers request `acted`.
@@ -301,7 +307,7 @@ impl Lending {
     /// A node is gone, and its lease has run out by `bound`: what it has sent is still on its way.
     pub fn handle_gone(&mut self, now: Now, times: &Times, node: Incarnation, bound: Duration) {
         let Some(account) = self.accounts.remove(&node) else { return };
-        let wait = times.bound(self.terms.operation_timeout) + HOLD;
+        let wait = times.bound(self.budgeted.operation_timeout) + HOLD;
         let at = if self.returns_late { bound.max(now.boot) + wait } else { now.boot };
         self.returns.push((at, account.bound()));
     }
@@ -312,10 +318,11 @@ impl Lending {
         let returning = self.returns.iter().map(|(_, slots)| *slots);
         // What a node says may be anything.
         let lent = self.accounts.values().map(Account::bound).chain(returning).fold(0, u32::saturating_add);
-        let all = self.terms.budget.lent();
+        let all = self.budgeted.budget.lent();
         let demands: Vec<u32> = self.accounts.values().map(|account| account.demand).collect();
         let place = self.accounts.keys().position(|one| *one == node)?;
-        let target = split(all, &demands)[place];
+        let turn = usize::try_from(now.boot.as_secs() / TURN.as_secs()).unwrap_or(0);
+        let target = split(all, &demands, turn)[place];
         let account = self.accounts.get_mut(&node)?;
         let bound = account.bound();
         let may = if now.boot < self.lends_from {
@@ -335,21 +342,20 @@ impl Lending {
     }
 }
 
-/// Divides slots: half evenly, so that nobody starts from nothing, and half by demand. Gives all of them away.
-fn split(slots: u32, demands: &[u32]) -> Vec<u32> {
-    let n = u64::try_from(demands.len()).unwrap_or(u64::MAX);
-    let demand: u64 = demands.iter().map(|demand| u64::from(*demand)).sum();
-    // By the running sum, so that nothing is lost to rounding.
-    let (mut before, mut weight) = (0, 0_u64);
-    let weights = demands.iter().map(|of| if demand == 0 { 1 } else { demand + u64::from(*of) * n });
-    let total = if demand == 0 { n } else { 2 * demand * n };
-    weights
-        .map(|of| {
-            weight += of;
-            let until = u32::try_from(u128::from(slots) * u128::from(weight) / u128::from(total)).unwrap_or(slots);
-            until - std::mem::replace(&mut before, until)
-        })
-        .collect()
+/// Divides slots: half evenly, so that nobody starts from nothing, and half by demand. Gives all of them away; those that
+/// do not divide go to whom wants most, and among equals to another each turn.
+fn split(slots: u32, demands: &[u32], turn: usize) -> Vec<u32> {
+    let n = demands.len();
+    let demand: u128 = demands.iter().map(|demand| u128::from(*demand)).sum();
+    let weight = |of: &u32| if demand == 0 { 1 } else { demand + u128::from(*of) * n as u128 };
+    let total: u128 = demands.iter().map(weight).sum();
+    let part = |of| u32::try_from(u128::from(slots) * weight(of) / total.max(1)).unwrap_or(slots);
+    let mut parts: Vec<u32> = demands.iter().map(part).collect();
+    let mut order: Vec<usize> = (0..n).collect();
+    order.sort_by_key(|place| (std::cmp::Reverse(demands[*place]), (place + turn) % n));
+    let left = slots - parts.iter().sum::<u32>();
+    order.into_iter().take(left as usize).for_each(|place| parts[place] += 1);
+    parts
 }
 
 #[cfg(test)]
@@ -469,19 +475,19 @@ mod tests {
         assert_eq!((budget(50).lent(), budget(1).lent()), (45, 0));
     }
 
-    fn terms(per_second: u32) -> Terms {
+    fn budgeted(per_second: u32) -> Budgeted {
         let database = DatabaseName::parse("main").expect("a name");
-        Terms { database, budget: budget(per_second), operation_timeout: Duration::from_secs(2) }
+        Budgeted { database, budget: budget(per_second), operation_timeout: Duration::from_secs(2) }
     }
 
     fn used(held: u32, demand: u32) -> BudgetUse {
-        BudgetUse { database: terms(1).database, held, demand }
+        BudgetUse { database: budgeted(1).database, held, demand }
     }
 
     #[test]
     fn a_slot_is_lent_again_only_when_its_holder_has_said_that_it_is_free() {
         let (times, a, b) = (Times::default(), Incarnation(1), Incarnation(2));
-        let mut lending = Lending::new(at(0), &times, terms(20));
+        let mut lending = Lending::new(at(0), &times, budgeted(20));
         lending.handle_use(a, 0, &used(0, 9));
         assert_eq!(lending.grant(at(1000), a, 1), Some(0), "the term before may have lent all");
         assert_eq!(lending.grant(at(5000), a, 2), Some(18));
@@ -498,7 +504,7 @@ mod tests {
     #[test]
     fn what_a_dead_node_held_comes_back_when_the_database_has_seen_the_last_of_it() {
         let (times, a, b) = (Times::default(), Incarnation(1), Incarnation(2));
-        let mut lending = Lending::new(at(0), &times, terms(20));
+        let mut lending = Lending::new(at(0), &times, budgeted(20));
         lending.handle_use(a, 0, &used(0, 1));
         assert_eq!(lending.grant(at(5000), a, 1), Some(18));
         lending.handle_gone(at(7000), &times, a, Duration::from_millis(6500));
@@ -507,10 +513,20 @@ mod tests {
         assert_eq!(lending.grant(at(10_200), b, 2), Some(18));
     }
 
+    #[test]
+    fn where_there_are_fewer_slots_than_nodes_all_get_their_turn() {
+        let mut got = [0; 6];
+        for turn in 0..6 {
+            split(4, &[2; 6], turn).iter().zip(&mut got).for_each(|(part, got)| *got += part);
+        }
+        assert_eq!(got, [4; 6]);
+        assert_eq!(split(1, &[0, 100], 0), [0, 1]);
+    }
+
     proptest! {
         #[test]
-        fn a_split_gives_all_away_and_more_to_whom_wants_more(slots in 0..10_000_u32, demands in prop::collection::vec(0..1000_u32, 1..12)) {
-            let parts = split(slots, &demands);
+        fn a_split_gives_all_away_and_more_to_whom_wants_more(slots in 0..10_000_u32, turn in 0..9_usize, demands in prop::collection::vec(0..1000_u32, 1..12)) {
+            let parts = split(slots, &demands, turn);
             prop_assert_eq!(parts.iter().sum::<u32>(), slots);
             let even = slots / u32::try_from(demands.len()).expect("few");
             for (part, demand) in parts.iter().zip(&demands) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::assign::assign;
-use crate::budget::{BudgetShare, Lending, Terms};
+use crate::budget::{BudgetShare, Budgeted, Lending};
 use crate::epoch::{Epoch, Term};
 use crate::id::{NShards, NodeId, ShardId};
 use crate::map::{Member, ShardMap};
@@ -88,12 +88,12 @@ pub struct HigherTerm(pub Term);
 
 impl Coordinator {
     /// The coordinator of a new term, acquired at `now`. `nonce` is random: greetings of two lives with the same term
-    /// differ. It lends the budgets of `terms`.
+    /// differ. It lends the budgets of `budgeted`.
     ///
     /// # Panics
     /// Never: an empty map of `n_shards` is a map.
     #[must_use]
-    pub fn new(now: Now, times: Times, term: Term, n_shards: NShards, nonce: u64, terms: &[Terms]) -> Self {
+    pub fn new(now: Now, times: Times, term: Term, n_shards: NShards, nonce: u64, budgeted: &[Budgeted]) -> Self {
         let n = usize::from(n_shards.get());
         let map = ShardMap::new(Epoch { term, seq: 0 }, Vec::new(), vec![None; n]).expect("an empty map is one");
         Self {
@@ -109,7 +109,7 @@ impl Coordinator {
             // Whoever was granted something by the one before sent its request before this moment.
             adopts_until: if times.rules.wait { now.boot + times.bound(times.lease) } else { now.boot },
             map: Arc::new(map),
-            lendings: terms.iter().map(|terms| Lending::new(now, &times, terms.clone())).collect(),
+            lendings: budgeted.iter().map(|budgeted| Lending::new(now, &times, budgeted.clone())).collect(),
             needs_plan: true,
         }
     }

@@ -12,6 +12,10 @@ use crate::map::{Member, ShardMap};
 pub const TRIES_MAX: u32 = 3;
 /// Most nodes that are asked to read past the owner.
 pub const PASSES_MAX: usize = 5;
+/// When nobody could be asked, all are asked once more.
+pub const ROUNDS_MAX: u32 = 2;
+/// Pause before the second round: for a machine that was too busy to answer anybody.
+pub const ROUND_PAUSE: Duration = Duration::from_millis(200);
 /// Pause before the second try, when nothing newer is known than what was tried.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -46,16 +50,20 @@ pub enum Next {
 pub struct Tries {
     made: u32,
     passed: usize,
+    rounds: u32,
 }
 
 impl Tries {
-    /// Decides after a try by the map of epoch `known` that brought no answer.
-    pub fn handle_setback(&mut self, known: Epoch, setback: Setback) -> Next {
+    /// Decides after a try by the map of epoch `known`, which has so many members, that brought no answer.
+    pub fn handle_setback(&mut self, known: Epoch, n_members: usize, setback: Setback) -> Next {
         if self.passed == 0 {
             self.made += 1;
         }
         match setback {
-            _ if self.passed >= PASSES_MAX => Next::GiveUp,
+            _ if self.passed >= PASSES_MAX.min(n_members.max(1)) => {
+                *self = Self { rounds: self.rounds + 1, ..Self::default() };
+                if self.rounds < ROUNDS_MAX { Next::Pause(ROUND_PAUSE) } else { Next::GiveUp }
+            }
             Setback::Misdirected(newer) if newer > known && self.made < TRIES_MAX => Next::RefreshMap(newer),
             // A node that is behind us, or about to own what the map gives it, needs a moment.
             Setback::Misdirected(_) | Setback::Dropped if self.made == 1 => Next::Pause(RETRY_PAUSE),
@@ -93,35 +101,43 @@ mod tests {
 
     #[test]
     fn a_newer_map_is_fetched_at_once() {
-        let next = Tries::default().handle_setback(epoch(1), Setback::Misdirected(epoch(2)));
+        let next = Tries::default().handle_setback(epoch(1), 9, Setback::Misdirected(epoch(2)));
         assert_eq!(next, Next::RefreshMap(epoch(2)));
     }
 
     #[test]
     fn a_node_that_is_behind_gets_a_moment_and_is_then_passed_by() {
         let mut tries = Tries::default();
-        assert_eq!(tries.handle_setback(epoch(2), Setback::Misdirected(epoch(1))), Next::Pause(RETRY_PAUSE));
-        assert_eq!(tries.handle_setback(epoch(2), Setback::Misdirected(epoch(1))), Next::PassThrough(0));
+        assert_eq!(tries.handle_setback(epoch(2), 9, Setback::Misdirected(epoch(1))), Next::Pause(RETRY_PAUSE));
+        assert_eq!(tries.handle_setback(epoch(2), 9, Setback::Misdirected(epoch(1))), Next::PassThrough(0));
     }
 
     #[test]
     fn an_owner_that_cannot_be_reached_is_passed_by_at_once() {
         for setback in [Setback::Unreachable, Setback::NoOwner] {
-            let mut tries = Tries::default();
-            assert_eq!(tries.handle_setback(epoch(1), setback), Next::PassThrough(0));
-            for place in 1..PASSES_MAX {
-                assert_eq!(tries.handle_setback(epoch(1), Setback::Unreachable), Next::PassThrough(place));
+            for (n_members, n_passes) in [(9, PASSES_MAX), (3, 3)] {
+                let mut tries = Tries::default();
+                for round in 1..=ROUNDS_MAX {
+                    assert_eq!(tries.handle_setback(epoch(1), n_members, setback), Next::PassThrough(0));
+                    for place in 1..n_passes {
+                        let next = tries.handle_setback(epoch(1), n_members, Setback::Unreachable);
+                        assert_eq!(next, Next::PassThrough(place));
+                    }
+                    let next = tries.handle_setback(epoch(1), n_members, Setback::Unreachable);
+                    assert_eq!(next, if round < ROUNDS_MAX { Next::Pause(ROUND_PAUSE) } else { Next::GiveUp });
+                }
             }
-            assert_eq!(tries.handle_setback(epoch(1), Setback::Unreachable), Next::GiveUp);
         }
     }
 
     #[test]
     fn a_request_is_given_up_in_the_end_whatever_happens() {
         for setback in [Setback::Unreachable, Setback::NoOwner, Setback::Dropped, Setback::Misdirected(epoch(9))] {
-            let mut tries = Tries::default();
-            let sent = (1..100).find(|_| tries.handle_setback(epoch(1), setback) == Next::GiveUp);
-            assert!(sent.is_some_and(|sent| sent <= 8), "{setback:?}: {sent:?}");
+            for n_members in [0, 1, 3, 9] {
+                let mut tries = Tries::default();
+                let sent = (1..100).find(|_| tries.handle_setback(epoch(1), n_members, setback) == Next::GiveUp);
+                assert!(sent.is_some_and(|sent| sent <= 18), "{setback:?}: {sent:?}");
+            }
         }
     }
 

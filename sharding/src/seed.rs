@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use crate::acceptor::{Acceptor, Vote};
-use crate::budget::Terms;
+use crate::budget::Budgeted;
 use crate::coordinator::{Coordinator, HigherTerm};
 use crate::epoch::Term;
 use crate::id::NShards;
@@ -30,7 +30,7 @@ pub struct Seed {
     times: Times,
     n_shards: NShards,
     /// The budgets that it lends as coordinator.
-    terms: Vec<Terms>,
+    budgeted: Vec<Budgeted>,
     acceptor: Acceptor,
     proposer: Proposer,
     /// There is one exactly while the lease of its term holds.
@@ -48,14 +48,14 @@ impl Seed {
         now: Now,
         times: Times,
         n_shards: NShards,
-        terms: Vec<Terms>,
+        budgeted: Vec<Budgeted>,
         (seed, n_seeds): (u16, u16),
         life: u64,
     ) -> Self {
         Self {
             times,
             n_shards,
-            terms,
+            budgeted,
             acceptor: Acceptor::new(now, times),
             proposer: Proposer::new(now, times, seed, n_seeds, life),
             coordinator: None,
@@ -160,7 +160,7 @@ impl Seed {
             return;
         }
         let coordinator =
-            |term| Coordinator::new(now, self.times, term, self.n_shards, self.chance.u64(..), &self.terms);
+            |term| Coordinator::new(now, self.times, term, self.n_shards, self.chance.u64(..), &self.budgeted);
         self.coordinator = term.map(coordinator);
         self.heard.retain(|_, (heard, _)| now.boot < *heard + self.times.lease);
         for (_, renew) in self.heard.clone().into_values() {

@@ -121,11 +121,22 @@ impl Source<'_> {
             ca_file,
             budget: table.budget.as_ref().map(|budget| self.budget(budget)).transpose()?,
             in_flight_max: self.count(table.max_in_flight.as_ref(), IN_FLIGHT_MAX)?,
-            operation_timeout: self.duration(table.operation_timeout.as_ref(), OPERATION_TIMEOUT)?.min(load_timeout),
+            operation_timeout: self.operation_timeout(table, load_timeout)?,
             load_timeout,
             load_keys_max: self.count(table.load_keys_max.as_ref(), LOAD_KEYS_MAX)?,
             load_queue_max: self.count(table.load_queue_max.as_ref(), LOAD_QUEUE_MAX)?,
         })
+    }
+
+    fn operation_timeout(&self, table: &DatabaseTable, load_timeout: Duration) -> Result<Duration, ConfigError> {
+        let Some(text) = &table.operation_timeout else { return Ok(OPERATION_TIMEOUT.min(load_timeout)) };
+        let timeout = self.duration(Some(text), OPERATION_TIMEOUT)?;
+        if timeout > load_timeout {
+            return Err(
+                self.wrong(text, "operation_timeout is longer than load_timeout, which is all the time of a load")
+            );
+        }
+        Ok(timeout)
     }
 
     fn server(&self, name: &Spanned<String>, table: &DatabaseTable) -> Result<Server, ConfigError> {

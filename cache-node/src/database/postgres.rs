@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{CancelToken, Client, Config, Error, Row, Statement};
@@ -89,17 +89,19 @@ pub fn check(load: &str) -> Result<(), String> {
 
 impl Postgres {
     /// Not connected yet. The server itself stops a statement after `statement_timeout`, should we be gone. `ca_file`:
-    /// certificates (PEM) that the server's may follow from, besides those of the machine.
+    /// the certificates (PEM) that the server's may follow from, in the place of those of the machine.
     ///
     /// # Errors
     /// When that file cannot be read.
     pub fn new(config: Config, statement_timeout: Duration, ca_file: Option<&Path>) -> std::io::Result<Self> {
         let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if let Some(path) = ca_file {
-            let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
-            roots.add_parsable_certificates(read().map_err(|error| std::io::Error::other(error.to_string()))?);
-        }
+        roots.add_parsable_certificates(match ca_file {
+            Some(path) => {
+                let read = || CertificateDer::pem_file_iter(path)?.collect::<Result<Vec<_>, _>>();
+                read().map_err(|error| std::io::Error::other(error.to_string()))?
+            }
+            None => rustls_native_certs::load_native_certs().certs,
+        });
         let tls = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(std::io::Error::other)?
@@ -139,27 +141,31 @@ impl Postgres {
         let idle = self.idle().pop().filter(|connection| !connection.client.is_closed());
         let mut connection = match idle {
             Some(connection) => connection,
-            None => self.connect().await?,
+            None => timeout_at(until, self.connect()).await.unwrap_or(Err(DatabaseError::TimedOut))?,
         };
         let cancel = connection.client.cancel_token();
-        let answer = {
-            let mut reading = std::pin::pin!(connection.read(&read));
-            tokio::select! {
-                answer = &mut reading => answer,
-                () = tokio::time::sleep_until(until) => {
-                    self.cancel(&cancel).await;
-                    // Whatever it says now: its time is over. A statement that does not stop keeps its connection.
-                    match timeout(CANCEL_TIMEOUT, reading).await {
-                        Ok(_) => Err(DatabaseError::TimedOut),
-                        Err(_) => return Err(DatabaseError::TimedOut),
-                    }
-                }
+        let postgres = self.clone();
+        // On a task of its own: given up here, it holds its slot and its connection until the server has answered, or the
+        // connection is gone.
+        let mut reading = tokio::spawn(async move {
+            let answer = connection.read(&read).await;
+            if !matches!(answer, Err(DatabaseError::Unavailable(_))) && !connection.client.is_closed() {
+                postgres.idle().push(connection);
+            }
+            answer
+        });
+        let answer = match timeout_at(until, &mut reading).await {
+            Ok(answer) => Some(answer),
+            Err(_) => {
+                self.cancel(&cancel).await;
+                timeout(CANCEL_TIMEOUT, reading).await.ok()
             }
         };
-        if !matches!(answer, Err(DatabaseError::Unavailable(_))) && !connection.client.is_closed() {
-            self.idle().push(connection);
+        match answer {
+            Some(Ok(answer)) => answer,
+            Some(Err(_)) => Err(DatabaseError::Failed("its driver panicked".to_owned())),
+            None => Err(DatabaseError::TimedOut),
         }
-        answer
     }
 
     async fn cancel(&self, token: &CancelToken) {
@@ -188,6 +194,8 @@ impl Connection {
             }
         };
         let Some(keys) = prepared.keys.bind(&read.keys) else { return Ok(Found::new()) };
+        // Connecting and preparing may have taken long.
+        read.may_be_sent()?;
         let rows = self.client.query(&prepared.statement, &[&*keys]).await.map_err(|error| {
             // The table may be another than when the statement was prepared.
             self.prepared.remove(&read.comment);

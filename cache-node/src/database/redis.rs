@@ -1,6 +1,7 @@
 //! Redis: strings by `MGET`, a field of hashes by one script. One connection, shared by all that is in flight.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -18,6 +19,9 @@ use super::{Database, DatabaseError, Found, Query, Read};
 
 /// Longest time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A server whose machine is gone is noticed within this time, while something is sent to it.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(3);
 
 /// A field of each key; what is no hash, or has no such field, is nil.
 static FIELDS: LazyLock<Script> = LazyLock::new(|| {
@@ -37,7 +41,15 @@ pub struct Redis(Arc<Inner>);
 
 struct Inner {
     client: Client,
-    connection: Mutex<Option<MultiplexedConnection>>,
+    connection: Mutex<Option<Numbered>>,
+    n_connections: AtomicU64,
+}
+
+/// A connection, told apart from those before it.
+#[derive(Clone)]
+struct Numbered {
+    number: u64,
+    connection: MultiplexedConnection,
 }
 
 /// Reads a URL as the Redis driver knows it, `redis://` or `rediss://`.
@@ -48,7 +60,8 @@ pub fn parse_url(url: &str) -> Result<ConnectionInfo, String> {
     let wrong = "the url is redis://[user[:password]@]host[:port][/number], with rediss:// for TLS";
     let info = url.into_connection_info().map_err(|_| wrong.to_owned())?;
     let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-    Ok(info.set_redis_settings(settings))
+    let tcp = info.tcp_settings().clone().set_nodelay(true).set_user_timeout(UNACKNOWLEDGED_MAX);
+    Ok(info.set_redis_settings(settings).set_tcp_settings(tcp))
 }
 
 impl Redis {
@@ -64,10 +77,10 @@ impl Redis {
             None => Client::open(info),
         };
         let client = client.map_err(|error| std::io::Error::other(error.to_string()))?;
-        Ok(Self(Arc::new(Inner { client, connection: Mutex::new(None) })))
+        Ok(Self(Arc::new(Inner { client, connection: Mutex::new(None), n_connections: AtomicU64::new(0) })))
     }
 
-    async fn connection(&self) -> Result<MultiplexedConnection, DatabaseError> {
+    async fn connection(&self) -> Result<Numbered, DatabaseError> {
         let mut connection = self.0.connection.lock().await;
         if let Some(connection) = &*connection {
             return Ok(connection.clone());
@@ -76,37 +89,53 @@ impl Redis {
         let config =
             AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT_TIMEOUT)).set_response_timeout(None);
         let new = self.0.client.get_multiplexed_async_connection_with_config(&config).await;
-        Ok(connection.insert(new.map_err(failed)?).clone())
+        let new = new.map_err(|error| DatabaseError::Unavailable(why_not_connected(&error)))?;
+        let number = self.0.n_connections.fetch_add(1, Ordering::Relaxed);
+        Ok(connection.insert(Numbered { number, connection: new }).clone())
+    }
+
+    /// Whoever comes next connects anew; what is in flight on this one goes on.
+    async fn forget(&self, number: u64) {
+        let mut connection = self.0.connection.lock().await;
+        if connection.as_ref().is_some_and(|connection| connection.number == number) {
+            connection.take();
+        }
     }
 
     async fn read(&self, read: Read) -> Result<Found, DatabaseError> {
-        let Query::Redis { key: (before, after), field } = &*read.query else {
-            return Err(DatabaseError::Failed("it takes a key, not a statement".to_owned()));
-        };
-        let names: Vec<Vec<u8>> =
-            read.keys.iter().map(|key| [before.as_bytes(), key, after.as_bytes()].concat()).collect();
         let until = read.until.into();
-        let asked = async {
-            let mut connection = self.connection().await?;
-            let values: Result<Vec<Option<Vec<u8>>>, RedisError> = match field {
-                None => redis::cmd("MGET").arg(names).query_async(&mut connection).await,
-                Some(field) => {
-                    let mut call = FIELDS.prepare_invoke();
-                    call.key(names).arg(field);
-                    call.invoke_async(&mut connection).await
-                }
-            };
-            values.map_err(failed)
+        let connected = timeout_at(until, self.connection()).await.unwrap_or(Err(DatabaseError::TimedOut));
+        let Numbered { number, connection } = connected?;
+        read.may_be_sent()?;
+        // On a task of its own: given up here, it holds its slot until the server has answered or the connection is gone.
+        let asked = tokio::spawn(ask(connection, read));
+        let answer = match timeout_at(until, asked).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(DatabaseError::Failed("its driver panicked".to_owned())),
+            Err(_) => Err(DatabaseError::TimedOut),
         };
-        let answer = timeout_at(until, asked).await.unwrap_or(Err(DatabaseError::TimedOut));
         if matches!(answer, Err(DatabaseError::TimedOut | DatabaseError::Unavailable(_))) {
-            // What others have in flight there goes on; whoever comes next connects anew.
-            self.0.connection.lock().await.take();
+            self.forget(number).await;
         }
-        let values = answer?;
-        let found = |(key, value): (Bytes, Option<Vec<u8>>)| Some((key, Bytes::from(value?)));
-        Ok(read.keys.into_iter().zip(values).filter_map(found).collect())
+        answer
     }
+}
+
+async fn ask(mut connection: MultiplexedConnection, read: Read) -> Result<Found, DatabaseError> {
+    let Query::Redis { key: (before, after), field } = &*read.query else {
+        return Err(DatabaseError::Failed("it takes a key, not a statement".to_owned()));
+    };
+    let names: Vec<Vec<u8>> = read.keys.iter().map(|key| [before.as_bytes(), key, after.as_bytes()].concat()).collect();
+    let values: Result<Vec<Option<Vec<u8>>>, RedisError> = match field {
+        None => redis::cmd("MGET").arg(names).query_async(&mut connection).await,
+        Some(field) => {
+            let mut call = FIELDS.prepare_invoke();
+            call.key(names).arg(field);
+            call.invoke_async(&mut connection).await
+        }
+    };
+    let found = |(key, value): (&Bytes, Option<Vec<u8>>)| Some((key.clone(), Bytes::from(value?)));
+    Ok(read.keys.iter().zip(values.map_err(|error| failed(&error))?).filter_map(found).collect())
 }
 
 impl Database for Redis {
@@ -116,7 +145,15 @@ impl Database for Redis {
     }
 }
 
-fn failed(error: RedisError) -> DatabaseError {
+/// A server may repeat what it was sent, and that was the password: its own words are not passed on.
+fn why_not_connected(error: &RedisError) -> String {
+    if error.is_io_error() {
+        return error.to_string();
+    }
+    format!("the server refuses the connection: {}", error.code().unwrap_or("it speaks no RESP3, or not as expected"))
+}
+
+fn failed(error: &RedisError) -> DatabaseError {
     let message = error.to_string();
     match error.kind() {
         ErrorKind::Io

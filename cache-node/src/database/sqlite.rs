@@ -146,6 +146,8 @@ fn work(path: &Path, waiting: &Receiver<Job>) {
     let mut connection = None;
     while let Ok(Job { read, answer }) = waiting.recv() {
         let result = catch_unwind(AssertUnwindSafe(|| {
+            // Nobody may wait any more: this thread may have stood still.
+            read.may_be_sent()?;
             let Query::Sql(load) = &*read.query else { return Err(DatabaseError::Failed("it takes SQL".to_owned())) };
             let sqlite = match &mut connection {
                 Some(sqlite) => sqlite,

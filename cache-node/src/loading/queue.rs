@@ -10,14 +10,27 @@ use std::time::Instant;
 use super::Load;
 use super::breaker::{Breaker, State};
 
-/// Loads of one region in the order in which they are wanted.
-type Waiting = BTreeMap<(Instant, u64), Load>;
+/// Loads of one region.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// In the order in which they are wanted.
+    loads: BTreeMap<(Instant, u64), Load>,
+    /// Those among them that somebody waits for.
+    n_awaited: usize,
+}
+
+impl Waiting {
+    fn pop(&mut self) -> Option<Load> {
+        let (_, load) = self.loads.pop_first()?;
+        self.n_awaited -= usize::from(load.is_awaited);
+        Some(load)
+    }
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    /// By region.
+    /// By region; none is empty.
     waiting: BTreeMap<usize, Waiting>,
-    n_waiting: usize,
     /// Batches, and parts of such, that have been sent before; they go first.
     parts: VecDeque<Vec<Load>>,
     n_taken: u64,
@@ -39,8 +52,9 @@ pub(super) enum Next {
 impl Queue {
     pub(super) fn push(&mut self, load: Load) {
         self.n_taken += 1;
-        self.n_waiting += 1;
-        self.waiting.entry(load.region).or_default().insert((load.wanted_by, self.n_taken), load);
+        let waiting = self.waiting.entry(load.region).or_default();
+        waiting.n_awaited += usize::from(load.is_awaited);
+        waiting.loads.insert((load.wanted_by, self.n_taken), load);
     }
 
     /// A batch has run past its time: its halves are sent each alone, so that one key cannot hold the rest.
@@ -54,52 +68,59 @@ impl Queue {
         self.parts.push_back(batch);
     }
 
-    pub(super) fn next(&self, now: Instant, in_flight_max: usize) -> Next {
-        if self.n_operations(1).is_none() {
+    /// Forgets loads that nobody waits for any more, at least those before the first that is wanted.
+    fn purge(&mut self, now: Instant) {
+        self.parts.iter_mut().for_each(|part| part.retain(|load| load.is_wanted(now)));
+        self.parts.retain(|part| !part.is_empty());
+        for waiting in self.waiting.values_mut() {
+            while waiting.loads.first_key_value().is_some_and(|(_, load)| !load.is_wanted(now)) {
+                waiting.pop();
+            }
+        }
+        self.waiting.retain(|_, waiting| !waiting.loads.is_empty());
+    }
+
+    pub(super) fn next(&mut self, now: Instant, in_flight_max: usize) -> Next {
+        self.purge(now);
+        if self.parts.is_empty() && self.waiting.is_empty() {
             return Next::Idle;
         }
         match self.breaker.state(now) {
-            State::Open if self.in_flight < in_flight_max => Next::Batch,
-            State::Probing if self.in_flight == 0 => Next::Batch,
-            State::Open | State::Probing => Next::Idle,
+            State::Open if self.in_flight >= in_flight_max => Next::Idle,
+            State::Open | State::Probing => Next::Batch,
             State::Closed(until) => Next::At(until),
         }
     }
 
-    /// How many operations what waits would make; `None`: nothing waits.
-    pub(super) fn n_operations(&self, keys_max: usize) -> Option<usize> {
-        let n = self.parts.len() + self.waiting.values().map(|loads| loads.len().div_ceil(keys_max)).sum::<usize>();
-        (n > 0).then_some(n)
+    /// How many operations what waits would make.
+    pub(super) fn n_operations(&self, keys_max: usize) -> usize {
+        self.parts.len() + self.waiting.values().map(|waiting| waiting.loads.len().div_ceil(keys_max)).sum::<usize>()
     }
 
-    /// The next batch: of the region whose load is wanted first. Empty, if nobody waits any more for any of it. Counts as in
-    /// flight until [`Queue::landed`] otherwise.
+    /// How many of them go before a load that somebody waits for, who has just come.
+    pub(super) fn n_awaited_operations(&self, keys_max: usize) -> usize {
+        self.parts.len() + self.waiting.values().map(|waiting| waiting.n_awaited.div_ceil(keys_max)).sum::<usize>()
+    }
+
+    /// The next batch: of the region whose load is wanted first. It counts as in flight until [`Queue::landed`].
+    ///
+    /// Requires: [`Queue::next`] has said that there is one.
     pub(super) fn take(&mut self, now: Instant, keys_max: usize) -> Vec<Load> {
-        let is_wanted = |load: &Load| load.until > now && !load.done.is_closed();
-        let mut batch = match self.parts.pop_front() {
-            Some(part) => part,
-            None => self.take_first(keys_max, is_wanted),
-        };
-        batch.retain(is_wanted);
-        self.in_flight += usize::from(!batch.is_empty());
-        batch
-    }
-
-    fn take_first(&mut self, keys_max: usize, is_wanted: impl Fn(&Load) -> bool) -> Vec<Load> {
-        let first = |waiting: &Waiting| waiting.first_key_value().map(|(place, _)| *place);
-        let region = self.waiting.iter().min_by_key(|(_, waiting)| first(waiting)).map(|(region, _)| *region);
-        let Some(mut entry) = region.map(|region| (region, self.waiting.remove(&region).unwrap_or_default())) else {
-            return Vec::new();
-        };
+        if self.breaker.state(now) == State::Probing {
+            self.breaker.handle_probe(now);
+        }
+        self.in_flight += 1;
+        if let Some(part) = self.parts.pop_front() {
+            return part;
+        }
+        let first = |(_, waiting): &(&usize, &Waiting)| waiting.loads.first_key_value().map(|(place, _)| *place);
+        let region = self.waiting.iter().min_by_key(first).map(|(region, _)| *region);
+        let Some(waiting) = region.and_then(|region| self.waiting.get_mut(&region)) else { return Vec::new() };
         let mut batch = Vec::new();
         while batch.len() < keys_max
-            && let Some((_, load)) = entry.1.pop_first()
+            && let Some(load) = waiting.pop()
         {
-            self.n_waiting -= 1;
-            batch.extend(is_wanted(&load).then_some(load));
-        }
-        if !entry.1.is_empty() {
-            self.waiting.insert(entry.0, entry.1);
+            batch.extend(load.is_wanted(now).then_some(load));
         }
         batch
     }
@@ -111,8 +132,7 @@ impl Queue {
 
     /// Everything that waits.
     pub(super) fn drain(&mut self) -> Vec<Load> {
-        self.n_waiting = 0;
-        let waiting = std::mem::take(&mut self.waiting).into_values().flat_map(BTreeMap::into_values);
+        let waiting = std::mem::take(&mut self.waiting).into_values().flat_map(|waiting| waiting.loads.into_values());
         self.parts.drain(..).flatten().chain(waiting).collect()
     }
 }
@@ -146,14 +166,25 @@ mod tests {
             let wanted_by = self.start + Duration::from_millis(wanted_in_ms);
             let until = self.start + Duration::from_secs(10);
             let (key, reason) = (Bytes::from(key), LoadReason::Cold);
-            self.queue.push(Load { region, key, reason, wanted_by, until, done, _room: None, is_again: false });
+            self.queue.push(Load {
+                region,
+                key,
+                reason,
+                wanted_by,
+                until,
+                done,
+                _room: None,
+                is_awaited: true,
+                is_again: false,
+            });
         }
 
         fn take(&mut self, keys_max: usize) -> Vec<Bytes> {
+            assert!(matches!(self.next(100), Next::Batch));
             self.queue.take(self.start, keys_max).into_iter().map(|load| load.key.clone()).collect()
         }
 
-        fn next(&self, in_flight_max: usize) -> Next {
+        fn next(&mut self, in_flight_max: usize) -> Next {
             self.queue.next(self.start, in_flight_max)
         }
     }
@@ -164,7 +195,7 @@ mod tests {
         for (region, key, wanted) in [(0, "a", 30), (1, "b", 20), (0, "c", 10), (0, "d", 40)] {
             scene.push(region, key, wanted);
         }
-        assert_eq!(scene.queue.n_operations(2), Some(3));
+        assert_eq!((scene.queue.n_operations(2), scene.queue.n_awaited_operations(2)), (3, 3));
         assert_eq!(scene.take(2), ["c", "a"]);
         assert_eq!(scene.take(2), ["b"]);
         assert_eq!(scene.take(2), ["d"]);
@@ -208,12 +239,11 @@ mod tests {
         let mut scene = Scene::new();
         ["a", "b"].into_iter().for_each(|key| scene.push(0, key, 1));
         for _ in 0..3 {
-            scene.queue.breaker.handle_failure(scene.start, 0.0);
+            scene.queue.breaker.handle_failure(scene.start, scene.start, 0.0);
         }
         let Next::At(until) = scene.next(10) else { panic!("it is left alone") };
         scene.start = until;
-        assert!(matches!(scene.next(10), Next::Batch));
-        scene.take(1);
-        assert!(matches!(scene.next(10), Next::Idle), "one is enough to see");
+        assert_eq!(scene.take(1), ["a"]);
+        assert!(matches!(scene.next(10), Next::At(_)), "one is enough to see");
     }
 }

@@ -28,7 +28,7 @@ struct Scripted {
 impl Database for Scripted {
     fn read(&self, read: Read) -> BoxFuture<'static, Answer> {
         let (answer, answered) = oneshot::channel();
-        self.asked.send((read.keys, answer)).expect("the test listens");
+        self.asked.send((read.keys.clone(), answer)).expect("the test listens");
         Box::pin(async move {
             let stopped = tokio::time::sleep_until(read.until.into());
             tokio::select! {

@@ -51,6 +51,15 @@ const EVICTED_MAX: usize = 256;
 #[derive(Clone, Debug, Default)]
 struct Evicted(Rc<RefCell<(VecDeque<u64>, HashSet<u64>)>>);
 
+impl Evicted {
+    fn forget(&self, hash: u64) {
+        let (in_order, all) = &mut *self.0.borrow_mut();
+        if all.remove(&hash) {
+            in_order.retain(|other| *other != hash);
+        }
+    }
+}
+
 impl Lifecycle<Box<[u8]>, Entry> for Evicted {
     type RequestState = ();
 
@@ -120,12 +129,16 @@ impl Entries {
     /// Keeps an entry, and gives up others for it. One that is larger than the whole room is refused, and what was
     /// known of its key before is forgotten.
     pub(crate) fn insert(&mut self, key: Box<[u8]>, entry: Entry) -> Result<(), TooLarge> {
+        let evicted = self.evicted.clone();
         self.counted(|cache| {
             if ByBytes.weight(&key, &entry) > cache.capacity() / 100 * HOT_PERCENT {
                 cache.remove(&*key);
                 return Err(TooLarge);
             }
+            let hash = XxHash3_64::oneshot(&key);
             cache.insert(key, entry);
+            // It is there now; and one that was replaced was not evicted, although the table says so.
+            evicted.forget(hash);
             Ok(())
         })
     }
@@ -243,7 +256,8 @@ mod tests {
         let (mut entries, _) = entries(10_000);
         let now = Instant::now();
         entries.insert(key(0), entry(500, now)).expect("fits");
-        assert!(!entries.was_evicted(&key(0)));
+        entries.insert(key(0), entry(400, now)).expect("fits");
+        assert!(!entries.was_evicted(&key(0)), "it was replaced");
         for number in 1..100 {
             entries.insert(key(number), entry(500, now)).expect("fits");
         }

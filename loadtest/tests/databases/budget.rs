@@ -137,6 +137,32 @@ fn faults(kind: Kind) {
     assert!(told.wrong == 0 && told.without_retry_after == 0, "{told:?}");
 }
 
+/// What a server that stood still was sent meanwhile, it sees when it goes on: that counts then.
+fn stands_still(kind: Kind) {
+    let mut it = scene(kind, 200_000, false);
+    let next = AtomicU64::new(1);
+    let load = Load::start(&it, 48, move || next.fetch_add(1, Ordering::Relaxed));
+    for _ in 0..n_runs().min(3) {
+        it.server.signal(Signal::SIGSTOP);
+        std::thread::sleep(Duration::from_secs(6));
+        it.server.signal(Signal::SIGCONT);
+        std::thread::sleep(Duration::from_secs(4));
+    }
+    let told = load.end();
+    assert_within_budget(&it, &format!("{kind:?} that stood still; {told:?}"));
+    eventually("it serves again", || it.get(0, "/things/k199999").status() == 200);
+}
+
+#[test]
+fn a_redis_that_stands_still_is_not_flooded_when_it_goes_on() {
+    stands_still(Kind::Redis);
+}
+
+#[test]
+fn a_postgresql_that_stands_still_is_not_flooded_when_it_goes_on() {
+    stands_still(Kind::Postgres);
+}
+
 #[test]
 fn nodes_that_die_stand_still_or_are_cut_off_do_not_overspend_redis() {
     faults(Kind::Redis);

@@ -42,6 +42,8 @@ pub(crate) struct Server {
     port: u16,
     tls_port: u16,
     process: Option<Child>,
+    /// Further arguments of the process.
+    pub(crate) args: Vec<String>,
     monitor: Arc<Mutex<Vec<Operation>>>,
 }
 
@@ -102,7 +104,7 @@ impl Server {
             }
         }
         let (port, tls_port) = (free_port(), free_port());
-        let mut server = Self { kind, dir, port, tls_port, process: None, monitor: Arc::default() };
+        let mut server = Self { kind, dir, port, tls_port, process: None, args: Vec::new(), monitor: Arc::default() };
         if kind == Kind::Postgres {
             let mut initdb = as_server(postgres_program("initdb"));
             let pw_file = server.path("password");
@@ -155,6 +157,7 @@ impl Server {
                 command
             }
         };
+        command.args(&self.args);
         let log = File::options().append(true).create(true).open(self.path("server.log")).expect("a file");
         command.stdout(log.try_clone().expect("a handle")).stderr(log);
         self.process = Some(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}; run make test")));

@@ -27,12 +27,40 @@ fn a_server_is_believed_by_its_certificate_only() {
     }
 }
 
+/// How a server turns the nodes away.
+#[derive(Clone, Copy, Debug)]
+enum Refusal {
+    Away,
+    /// Redis, that does not know the command which has the password in it, and says what it was sent.
+    NoHello,
+    /// The password is another.
+    WrongPassword,
+}
+
 #[test]
 fn a_password_stands_in_no_log_and_on_no_page() {
-    for kind in [Kind::Postgres, Kind::Redis] {
+    for (kind, refusal) in [
+        (Kind::Postgres, Refusal::Away),
+        (Kind::Postgres, Refusal::WrongPassword),
+        (Kind::Redis, Refusal::Away),
+        (Kind::Redis, Refusal::WrongPassword),
+        (Kind::Redis, Refusal::NoHello),
+    ] {
         let mut server = Server::start(kind, 10);
-        server.signal(nix::sys::signal::Signal::SIGKILL);
-        let it = Plan::new(server).start();
+        let mut url = server.url();
+        match refusal {
+            Refusal::Away => server.signal(nix::sys::signal::Signal::SIGKILL),
+            Refusal::NoHello => {
+                server.signal(nix::sys::signal::Signal::SIGKILL);
+                server.args = ["--rename-command", "HELLO", "HALLO"].map(str::to_owned).to_vec();
+                server.start_again();
+            }
+            Refusal::WrongPassword => url = url.replace(PASSWORD, &format!("{PASSWORD}-wrong")),
+        }
+        let mut plan = Plan::new(server);
+        plan.url = url;
+        let it = plan.start();
+        assert_eq!(it.get(0, "/things/k1").status(), 503, "{kind:?} {refusal:?}");
         let mut said = String::new();
         for path in ["/things/k1", "/-/cluster", "/-/map", "/-/explain/things/k1", "/metrics"] {
             said += &it.get(0, path).text().expect("text");
@@ -46,6 +74,6 @@ fn a_password_stands_in_no_log_and_on_no_page() {
                 said += &std::fs::read_to_string(it.cluster.log(role, pod)).expect("a log");
             }
         }
-        assert!(said.len() > 1000 && !said.contains(PASSWORD), "{kind:?}");
+        assert!(said.len() > 1000 && !said.contains(PASSWORD), "{kind:?} {refusal:?}");
     }
 }

@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use sharding::acceptor::Vote;
-use sharding::budget::{Budget, BudgetUse, Floor, Purse, Slot, Terms};
+use sharding::budget::{Budget, BudgetUse, Budgeted, Floor, Purse, Slot};
 use sharding::epoch::{Epoch, Term};
 use sharding::id::{DatabaseName, NShards, NodeId, ShardId};
 use sharding::map::Member;
@@ -71,9 +71,9 @@ fn shards() -> NShards {
     NShards::new(N_SHARDS).expect("some")
 }
 
-pub(crate) fn terms() -> Terms {
+pub(crate) fn budgeted() -> Budgeted {
     let database = DatabaseName::parse("main").expect("a name");
-    Terms { database, budget: BUDGET, operation_timeout: OPERATION_TIMEOUT }
+    Budgeted { database, budget: BUDGET, operation_timeout: OPERATION_TIMEOUT }
 }
 
 /// The clocks of one machine.
@@ -225,7 +225,7 @@ impl World {
         let floor = if is_seed { BUDGET.floor(n_seeds.into()) } else { Floor::NONE };
         self.machines[node].life = Some(Life {
             incarnation: Incarnation(life),
-            seed: is_seed.then(|| Seed::new(now, self.times, shards(), vec![terms()], (seed, n_seeds), life)),
+            seed: is_seed.then(|| Seed::new(now, self.times, shards(), vec![budgeted()], (seed, n_seeds), life)),
             ownership: Ownership::new(now, me, shards(), self.times),
             entries: [None; N_SHARDS as usize],
             mask: 0,
@@ -377,7 +377,7 @@ impl World {
         }
         life.settle(now, self.real);
         let purse = &mut life.purse;
-        let used = || vec![BudgetUse { database: terms().database, held: purse.held(now), demand: 20 }];
+        let used = || vec![BudgetUse { database: budgeted().database, held: purse.held(now), demand: 20 }];
         if let Some(renew) = life.ownership.poll_renew(now, used) {
             to_seeds.push(Message::Renew(renew));
         }

@@ -1,4 +1,4 @@
-//! I4: in no second does the database see more operations than the budget and one for each node.
+//! I4: in no second does the database see more operations than the budget and one for each seed.
 
 use std::time::Duration;
 
