@@ -259,6 +259,8 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
         RequestBody::Get(ask) => (Op::Get, ask),
         RequestBody::Explain(ask) => (Op::Explain, ask),
         RequestBody::PassThrough(ask) => (Op::PassThrough, ask),
+        RequestBody::Invalidate(ask) => (Op::Invalidate, ask),
+        RequestBody::InvalidatePrefix(ask) => (Op::InvalidatePrefix, ask),
         RequestBody::GetMap => {
             match node.map() {
                 Some(map) => {
@@ -289,7 +291,8 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
     }
     let work = Work { op, shard, region, key, deadline, reply };
     // A router whose map has another number of shards would have a value kept twice.
-    if sharding::hash::shard_of(&node.regions[region].name, &work.key, node.n_shards) != shard {
+    let shard_of_key = || sharding::hash::shard_of(&node.regions[region].name, &work.key, node.n_shards);
+    if work.op != Op::InvalidatePrefix && shard_of_key() != shard {
         node.misdirect(work);
         return None;
     }

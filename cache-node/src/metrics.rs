@@ -65,10 +65,12 @@ pub(crate) enum LoadReason {
     Moved,
     /// The shard was another's lately, which is gone.
     Crashed,
+    /// It was in memory, and somebody said that it is another now.
+    Invalidated,
 }
 
 impl LoadReason {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Cold,
         Self::Expired,
         Self::Refreshed,
@@ -77,6 +79,7 @@ impl LoadReason {
         Self::Evicted,
         Self::Moved,
         Self::Crashed,
+        Self::Invalidated,
     ];
 
     pub(crate) const fn label(self) -> &'static str {
@@ -89,6 +92,7 @@ impl LoadReason {
             Self::Evicted => "evicted",
             Self::Moved => "moved",
             Self::Crashed => "crashed",
+            Self::Invalidated => "invalidated",
         }
     }
 }
@@ -100,6 +104,7 @@ pub(crate) struct Metrics {
     entries: Family<RegionLabel, Gauge>,
     entry_bytes: Family<RegionLabel, Gauge>,
     not_kept: Family<RegionLabel, Counter>,
+    invalidated: Family<RegionLabel, Counter>,
     operations: Family<LoadLabels, Counter>,
     keys: Family<LoadLabels, Counter>,
     load_seconds: Histogram,
@@ -130,6 +135,7 @@ pub(crate) struct RegionMetrics {
     pub(crate) misdirected: Counter,
     pub(crate) overloaded: Counter,
     pub(crate) not_kept: Counter,
+    pub(crate) invalidated: Counter,
     pub(crate) entries: EntryGauges,
 }
 
@@ -177,6 +183,7 @@ impl Metrics {
             entries: Family::default(),
             entry_bytes: Family::default(),
             not_kept: Family::default(),
+            invalidated: Family::default(),
             operations: Family::default(),
             keys: Family::default(),
             load_seconds: Histogram::new(exponential_buckets(0.0001, 2.0, LOAD_BUCKETS)),
@@ -198,6 +205,11 @@ impl Metrics {
         registry.register("entries", "Entries in memory, absent ones included", metrics.entries.clone());
         registry.register("entry_bytes", "Bytes of keys, values and overhead", metrics.entry_bytes.clone());
         registry.register("values_not_kept", "Values too large for a shard's room", metrics.not_kept.clone());
+        registry.register(
+            "entries_invalidated",
+            "Entries forgotten because somebody said so",
+            metrics.invalidated.clone(),
+        );
         registry.register("database_operations", "Operations, by first key's reason", metrics.operations.clone());
         registry.register("database_keys", "Keys asked for, found or not", metrics.keys.clone());
         registry.register("load_seconds", "From sending an operation to its answer", metrics.load_seconds.clone());
@@ -246,6 +258,7 @@ impl Metrics {
             misdirected: requests("misdirected"),
             overloaded: requests("overloaded"),
             not_kept: self.not_kept.get_or_create_owned(&label),
+            invalidated: self.invalidated.get_or_create_owned(&label),
             entries: EntryGauges {
                 entries: self.entries.get_or_create_owned(&label),
                 bytes: self.entry_bytes.get_or_create_owned(&label),

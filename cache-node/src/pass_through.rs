@@ -42,43 +42,45 @@ impl PassThrough {
     /// Answers a request: with a read of its key that is under way, or one of its own.
     pub(crate) fn take(self: &Rc<Self>, work: Work) {
         let Work { shard, region, key, deadline, reply, .. } = work;
-        let flight = (region, key);
-        let waiter = Waiter::new(reply, StdInstant::now(), deadline);
+        self.fly(shard, (region, key), Waiter::new(reply, StdInstant::now(), deadline));
+    }
+
+    fn fly(self: &Rc<Self>, shard: ShardId, flight: FlightKey, waiter: Waiter) {
         let leaves_at = waiter.leaves_at;
         let Boarding::Lead(id) = self.flights.borrow_mut().board(flight.clone(), Some(waiter)) else { return };
-        let aboard = Aboard { pass: Rc::clone(self), flight, id };
+        let aboard = Aboard { pass: Rc::clone(self), shard, flight, id };
         actix_rt::spawn(async move {
-            let until = Instant::now() + deadline;
-            let reading = aboard.pass.read(shard, aboard.flight.0, &aboard.flight.1, until, leaves_at);
-            let answer = shard::watched(reading, leaves_at, || aboard.part(StdInstant::now())).await;
-            aboard.land(&answer);
+            let reading = aboard.pass.read(shard, aboard.flight.0, &aboard.flight.1, leaves_at);
+            let (answer, asked_at) = shard::watched(reading, leaves_at, || aboard.part(StdInstant::now())).await;
+            aboard.land(&answer, asked_at);
         });
     }
 
+    /// The answer, and when it was asked for: it may be as old as that.
     async fn read(
         &self,
         shard: ShardId,
         region: usize,
         key: &Bytes,
-        until: Instant,
         wanted_by: StdInstant,
-    ) -> AnswerBody {
+    ) -> (AnswerBody, StdInstant) {
+        let asked_at = StdInstant::now();
         let Ok(_permit) = self.node.passing.try_acquire() else {
             let message = "too many keys are read past their owners already".to_owned();
             let code = FailureCode::Overloaded;
-            return AnswerBody::Failed(Failure { code, retry_after: OVERLOADED_RETRY, message });
+            return (AnswerBody::Failed(Failure { code, retry_after: OVERLOADED_RETRY, message }), asked_at);
         };
-        if let Some(answer) = self.ask_owner(shard, region, key, until).await {
-            return answer;
+        if let Some(answer) = self.ask_owner(shard, region, key, wanted_by.into()).await {
+            return (answer, asked_at);
         }
         let region = &self.node.regions[region];
         match region.load(key.clone(), LoadReason::PassThrough, Some(wanted_by)).await {
             Ok(loaded) => {
                 let lifetime = region.freshness.lifetime(loaded.sent, loaded.content.is_none(), fastrand::f64());
                 let entry = Entry { content: loaded.content, reason: LoadReason::PassThrough, lifetime };
-                shard::answer(&entry, Served::PassedThrough, false, std::time::Instant::now())
+                (shard::answer(&entry, Served::PassedThrough, false, StdInstant::now()), loaded.sent)
             }
-            Err(error) => AnswerBody::Failed(error.failure()),
+            Err(error) => (AnswerBody::Failed(error.failure()), StdInstant::now()),
         }
     }
 
@@ -122,14 +124,22 @@ const fn speaks_for_the_database(code: FailureCode) -> bool {
 /// A flight that this task flies. Dropped before it has landed, it answers whoever waits by dropping them.
 struct Aboard {
     pass: Rc<PassThrough>,
+    shard: ShardId,
     flight: FlightKey,
     id: FlightId,
 }
 
 impl Aboard {
-    fn land(self, answer: &AnswerBody) {
+    /// Who came after it was asked for may have been promised something newer: that one flies anew.
+    fn land(self, answer: &AnswerBody, asked_at: StdInstant) {
         let metrics = &self.pass.node.regions[self.flight.0].metrics;
-        for Waiter { reply, .. } in self.waiters() {
+        let is_value = matches!(answer, AnswerBody::Value { .. } | AnswerBody::Absent(_));
+        for waiter in self.waiters() {
+            if is_value && waiter.came_at > asked_at {
+                self.pass.fly(self.shard, self.flight.clone(), waiter);
+                continue;
+            }
+            let reply = waiter.reply;
             match answer {
                 AnswerBody::Value { entry, .. } | AnswerBody::Absent(entry) => {
                     let is_ours = entry.served == Served::PassedThrough;
@@ -154,7 +164,8 @@ impl Aboard {
     }
 
     fn waiters(&self) -> Vec<Waiter> {
-        self.pass.flights.borrow_mut().land(&self.flight, self.id).unwrap_or_default()
+        let landed = self.pass.flights.borrow_mut().land(&self.flight, self.id);
+        landed.map(|(waiters, _)| waiters).unwrap_or_default()
     }
 }
 

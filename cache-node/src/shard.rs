@@ -48,6 +48,10 @@ pub(crate) enum Op {
     Explain,
     /// Get it past its owner; whoever is the owner serves it like any other.
     PassThrough,
+    /// Forget it.
+    Invalidate,
+    /// Forget all that begins so.
+    InvalidatePrefix,
 }
 
 /// One request for this shard.
@@ -67,12 +71,13 @@ pub(crate) struct Work {
 #[derive(Debug)]
 pub(crate) struct Waiter {
     pub(crate) reply: Reply,
+    pub(crate) came_at: Instant,
     pub(crate) leaves_at: Instant,
 }
 
 impl Waiter {
     pub(crate) fn new(reply: Reply, now: Instant, deadline: Duration) -> Self {
-        Self { reply, leaves_at: now + deadline.saturating_sub(LEAVE_BEFORE.min(deadline / LEAVE_PART)) }
+        Self { reply, came_at: now, leaves_at: now + deadline.saturating_sub(LEAVE_BEFORE.min(deadline / LEAVE_PART)) }
     }
 }
 
@@ -178,8 +183,10 @@ impl Shard {
         match self.entries[region].peek(key) {
             Some(Entry { content: None, .. }) => return LoadReason::Absent,
             Some(_) => return LoadReason::Expired,
-            None if self.entries[region].was_evicted(key) => return LoadReason::Evicted,
             None => {}
+        }
+        if let Some(reason) = self.entries[region].why_lost(key) {
+            return reason;
         }
         // Whoever had the shard before may have had it in memory, unless that is too long ago.
         let is_recent = now < self.began + self.node.regions[region].freshness.max_stale;
@@ -216,14 +223,15 @@ impl Shard {
     fn land(&mut self, landed: Landed, now: Instant) {
         let Landed { flight, reason, id, result } = landed;
         // A load that was given up meanwhile may not be stored: something newer may be there.
-        let Some(waiters) = self.flights.land(&flight, id) else { return };
+        let Some((waiters, is_cut)) = self.flights.land(&flight, id) else { return };
         let (region, metrics) = (&self.node.regions[flight.0], &self.node.regions[flight.0].metrics);
         match result {
             Ok(loaded) => {
                 let lifetime = region.freshness.lifetime(loaded.sent, loaded.content.is_none(), fastrand::f64());
                 let entry = Entry { content: loaded.content, reason, lifetime };
-                // What a deposed owner has loaded is true, and answers who waited; but it is not kept.
-                let owns = self.owns();
+                // What a deposed owner has loaded, or one who was told meanwhile that it is old, was true when it was asked
+                // for, and answers who waited; but it is not kept.
+                let owns = self.owns() && !is_cut;
                 let kept = owns && self.entries[flight.0].insert(Box::from(&flight.1[..]), entry.clone()).is_ok();
                 if owns && !kept {
                     metrics.not_kept.inc();
@@ -246,6 +254,24 @@ impl Shard {
                 }
             }
         }
+    }
+
+    /// Forgets what is in memory, and cuts what is in the air: that is neither kept nor joined, since it may be older.
+    fn invalidate(&mut self, work: Work) {
+        let (region, key) = (work.region, &work.key);
+        let entries = match work.op {
+            Op::InvalidatePrefix => {
+                self.flights.cut(|flight| flight.0 == region && flight.1.starts_with(key));
+                self.entries[region].remove_prefix(key)
+            }
+            _ => {
+                self.flights.cut(|flight| flight.0 == region && flight.1 == key);
+                self.entries[region].remove(key)
+            }
+        };
+        self.node.regions[region].metrics.invalidated.inc_by(entries as u64);
+        let entries = u32::try_from(entries).unwrap_or(u32::MAX);
+        work.reply.send(AnswerBody::Invalidated { since: self.serve.since, entries });
     }
 
     /// Answers those who cannot wait any longer; the load goes on for the others, and for whoever comes.
@@ -360,6 +386,7 @@ impl Handler<Batch> for Shard {
             match work.op {
                 _ if !owns => self.node.misdirect(work),
                 Op::Get | Op::PassThrough => self.get(work, now, &me),
+                Op::Invalidate | Op::InvalidatePrefix => self.invalidate(work),
                 Op::Explain => {
                     let page = self.explain(&work, now);
                     work.reply.send(page);

@@ -64,7 +64,7 @@ impl Lane {
             for work in std::mem::take(&mut works) {
                 match work.op {
                     Op::PassThrough => self.pass_through.take(work),
-                    Op::Get | Op::Explain => works.push(work),
+                    _ => works.push(work),
                 }
             }
         }

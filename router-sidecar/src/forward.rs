@@ -50,6 +50,9 @@ pub(crate) struct Forwarder {
 pub(crate) enum Question {
     Get,
     Explain,
+    Invalidate,
+    /// All keys of a shard that begin so.
+    InvalidatePrefix(ShardId),
 }
 
 /// One request, through all its tries.
@@ -90,7 +93,10 @@ impl Forwarder {
         let (mut tries, mut whom, mut first_error) = (Tries::default(), Whom::Owner, None);
         loop {
             let view = self.watch.view().ok_or(ForwardError::NoMap)?;
-            let shard = shard_of(wish.region, &wish.key, view.map.n_shards());
+            let shard = match wish.question {
+                Question::InvalidatePrefix(shard) => shard,
+                _ => shard_of(wish.region, &wish.key, view.map.n_shards()),
+            };
             let (setback, error) = match self.try_once(&view, shard, whom, wish).await {
                 Ok(answer) => return Ok(answer),
                 Err(Met::Final(error)) => return Err(error),
@@ -142,6 +148,8 @@ impl Forwarder {
             (Whom::Past(_), _) => RequestBody::PassThrough(ask),
             (Whom::Owner, Question::Get) => RequestBody::Get(ask),
             (Whom::Owner, Question::Explain) => RequestBody::Explain(ask),
+            (Whom::Owner, Question::Invalidate) => RequestBody::Invalidate(ask),
+            (Whom::Owner, Question::InvalidatePrefix(_)) => RequestBody::InvalidatePrefix(ask),
         };
         let answer = self.upstream.ask_patiently(&node.data, shard, body, wish.deadline, PATIENCE).await;
         match answer {

@@ -4,6 +4,7 @@ mod admin;
 mod batch;
 mod entries;
 mod error;
+mod invalidate;
 mod target;
 
 use std::rc::Rc;
@@ -56,6 +57,7 @@ pub(crate) fn routes(config: &mut web::ServiceConfig, state: HttpState, probed: 
         .service(page("/-/map").route(reading().to(admin::map)))
         .service(page("/-/cluster").route(reading().to(admin::cluster)))
         .service(page("/-/explain/{entry:.*}").route(reading().to(admin::explain)))
+        .service(posting("/-/invalidate/{region}").route(web::post().to(invalidate::post)))
         .default_service(web::to(entry_or_region));
 }
 
@@ -71,6 +73,11 @@ pub(crate) fn probes(config: &mut web::ServiceConfig, probed: Probed) {
 
 fn page(path: &str) -> Resource {
     let refuse = |request: HttpRequest| async move { Problem::method(READING_METHODS).answer(&request) };
+    web::resource(path).default_service(web::to(refuse))
+}
+
+fn posting(path: &str) -> Resource {
+    let refuse = |request: HttpRequest| async move { Problem::method(REGION_METHODS).answer(&request) };
     web::resource(path).default_service(web::to(refuse))
 }
 

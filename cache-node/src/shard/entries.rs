@@ -4,7 +4,7 @@
 //! is gone.
 
 use std::cell::RefCell;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::hash::RandomState;
 use std::rc::Rc;
 use std::time::Instant;
@@ -44,48 +44,59 @@ impl Weighter<Box<[u8]>, Entry> for ByBytes {
     }
 }
 
-/// Most keys that are remembered to have given way to others; the oldest are forgotten.
-const EVICTED_MAX: usize = 256;
+/// Most keys that are remembered to have been lost before their time; the oldest are forgotten.
+const LOST_MAX: usize = 256;
 
-/// Keys that gave way to others before their time, by their hashes.
+/// Keys that were in memory and are not any more, though they were not gone: by their hashes, with the reason for which
+/// they will be loaded again.
 #[derive(Clone, Debug, Default)]
-struct Evicted(Rc<RefCell<(VecDeque<u64>, HashSet<u64>)>>);
+struct Lost(Rc<RefCell<Notes>>);
 
-impl Evicted {
+#[derive(Debug, Default)]
+struct Notes {
+    in_order: VecDeque<u64>,
+    reasons: HashMap<u64, LoadReason>,
+}
+
+impl Lost {
+    fn note(&self, key: &[u8], entry: &Entry, reason: LoadReason) {
+        if entry.lifetime.age(Instant::now()) == Age::Gone {
+            return;
+        }
+        let Notes { in_order, reasons } = &mut *self.0.borrow_mut();
+        let hash = XxHash3_64::oneshot(key);
+        if reasons.insert(hash, reason).is_none() {
+            in_order.push_back(hash);
+        }
+        if in_order.len() > LOST_MAX
+            && let Some(oldest) = in_order.pop_front()
+        {
+            reasons.remove(&oldest);
+        }
+    }
+
     fn forget(&self, hash: u64) {
-        let (in_order, all) = &mut *self.0.borrow_mut();
-        if all.remove(&hash) {
+        let Notes { in_order, reasons } = &mut *self.0.borrow_mut();
+        if reasons.remove(&hash).is_some() {
             in_order.retain(|other| *other != hash);
         }
     }
 }
 
-impl Lifecycle<Box<[u8]>, Entry> for Evicted {
+impl Lifecycle<Box<[u8]>, Entry> for Lost {
     type RequestState = ();
 
     fn on_evict(&self, (): &mut (), key: Box<[u8]>, entry: Entry) {
-        if entry.lifetime.age(Instant::now()) == Age::Gone {
-            return;
-        }
-        let (in_order, all) = &mut *self.0.borrow_mut();
-        let hash = XxHash3_64::oneshot(&key);
-        if all.insert(hash) {
-            in_order.push_back(hash);
-        }
-        if in_order.len() > EVICTED_MAX
-            && let Some(oldest) = in_order.pop_front()
-        {
-            all.remove(&oldest);
-        }
+        self.note(&key, &entry, LoadReason::Evicted);
     }
 }
 
-type Table = Cache<Box<[u8]>, Entry, ByBytes, RandomState, Evicted>;
+type Table = Cache<Box<[u8]>, Entry, ByBytes, RandomState, Lost>;
 
 /// Entries by key. Whoever owns it is the only one to change it; dropping it takes its numbers out of the gauges.
 pub(crate) struct Entries {
     cache: Table,
-    evicted: Evicted,
+    lost: Lost,
     gauges: EntryGauges,
 }
 
@@ -106,9 +117,9 @@ pub(crate) struct TooLarge;
 impl Entries {
     pub(crate) fn new(bytes_max: u64, gauges: EntryGauges) -> Self {
         let typical_items = usize::try_from(bytes_max / TYPICAL_ENTRY_BYTES).unwrap_or(usize::MAX);
-        let evicted = Evicted::default();
-        let cache = Cache::with(typical_items.max(1), bytes_max, ByBytes, RandomState::new(), evicted.clone());
-        Self { cache, evicted, gauges }
+        let lost = Lost::default();
+        let cache = Cache::with(typical_items.max(1), bytes_max, ByBytes, RandomState::new(), lost.clone());
+        Self { cache, lost, gauges }
     }
 
     /// What is known of a key, unless it is gone.
@@ -121,15 +132,15 @@ impl Entries {
         self.cache.peek(key)
     }
 
-    /// Whether a key was in memory lately, and gave way to others.
-    pub(crate) fn was_evicted(&self, key: &[u8]) -> bool {
-        self.evicted.0.borrow().1.contains(&XxHash3_64::oneshot(key))
+    /// Why a key that was in memory lately is there no more.
+    pub(crate) fn why_lost(&self, key: &[u8]) -> Option<LoadReason> {
+        self.lost.0.borrow().reasons.get(&XxHash3_64::oneshot(key)).copied()
     }
 
     /// Keeps an entry, and gives up others for it. One that is larger than the whole room is refused, and what was
     /// known of its key before is forgotten.
     pub(crate) fn insert(&mut self, key: Box<[u8]>, entry: Entry) -> Result<(), TooLarge> {
-        let evicted = self.evicted.clone();
+        let lost = self.lost.clone();
         self.counted(|cache| {
             if ByBytes.weight(&key, &entry) > cache.capacity() / 100 * HOT_PERCENT {
                 cache.remove(&*key);
@@ -138,9 +149,31 @@ impl Entries {
             let hash = XxHash3_64::oneshot(&key);
             cache.insert(key, entry);
             // It is there now; and one that was replaced was not evicted, although the table says so.
-            evicted.forget(hash);
+            lost.forget(hash);
             Ok(())
         })
+    }
+
+    /// Forgets a key. Gives how many entries that were: none or one.
+    pub(crate) fn remove(&mut self, key: &[u8]) -> usize {
+        let lost = self.counted(|cache| cache.remove(key));
+        lost.iter().for_each(|(key, entry)| self.lost.note(key, entry, LoadReason::Invalidated));
+        usize::from(lost.is_some())
+    }
+
+    /// Forgets all keys that begin so. Gives how many entries that were.
+    pub(crate) fn remove_prefix(&mut self, prefix: &[u8]) -> usize {
+        let (before, lost) = (self.cache.len(), self.lost.clone());
+        self.counted(|cache| {
+            cache.retain(|key, entry| {
+                let is_meant = key.starts_with(prefix);
+                if is_meant {
+                    lost.note(key, entry, LoadReason::Invalidated);
+                }
+                !is_meant
+            });
+        });
+        before - self.cache.len()
     }
 
     /// Sets another bound, and gives up what is over it.
@@ -257,17 +290,31 @@ mod tests {
         let now = Instant::now();
         entries.insert(key(0), entry(500, now)).expect("fits");
         entries.insert(key(0), entry(400, now)).expect("fits");
-        assert!(!entries.was_evicted(&key(0)), "it was replaced");
+        assert_eq!(entries.why_lost(&key(0)), None, "it was replaced");
         for number in 1..100 {
             entries.insert(key(number), entry(500, now)).expect("fits");
         }
         let n_missing = (0..100).filter(|number| entries.peek(&key(*number)).is_none()).count();
-        let n_evicted = (0..100).filter(|number| entries.was_evicted(&key(*number))).count();
+        let is_evicted = |number: &u32| entries.why_lost(&key(*number)) == Some(LoadReason::Evicted);
+        let n_evicted = (0..100).filter(is_evicted).count();
         assert!(n_missing > 50 && n_evicted == n_missing, "{n_evicted} of {n_missing}");
         for number in 100..2000 {
             entries.insert(key(number), entry(500, now)).expect("fits");
         }
-        assert!(entries.evicted.0.borrow().1.len() <= EVICTED_MAX);
+        assert!(entries.lost.0.borrow().reasons.len() <= LOST_MAX);
+    }
+
+    #[test]
+    fn what_is_invalidated_is_forgotten_and_its_reason_is_not() {
+        let (mut entries, gauges) = entries(100_000);
+        let now = Instant::now();
+        for name in ["a/1", "a/2", "b/1"] {
+            entries.insert(Box::from(name.as_bytes()), entry(10, now)).expect("fits");
+        }
+        assert_eq!((entries.remove(b"a/1"), entries.remove(b"a/1")), (1, 0));
+        assert_eq!(entries.why_lost(b"a/1"), Some(LoadReason::Invalidated));
+        assert_eq!((entries.remove_prefix(b"a/"), gauges.entries.get()), (1, 1));
+        assert_eq!((entries.remove_prefix(b""), gauges.entries.get(), gauges.bytes.get()), (1, 0, 0));
     }
 
     #[test]

@@ -29,16 +29,24 @@ struct Flight<W> {
     waiters: Vec<W>,
 }
 
+/// A flight that nobody may join any more: its value may be older than what somebody was promised since.
+#[derive(Debug)]
+struct Cut<W> {
+    key: FlightKey,
+    flight: Flight<W>,
+}
+
 /// The loads of a shard that are in the air.
 #[derive(Debug)]
 pub(crate) struct Flights<W> {
     by_key: HashMap<FlightKey, Flight<W>>,
+    cut: Vec<Cut<W>>,
     next_id: u64,
 }
 
 impl<W> Flights<W> {
     pub(crate) fn new() -> Self {
-        Self { by_key: HashMap::new(), next_id: 0 }
+        Self { by_key: HashMap::new(), cut: Vec::new(), next_id: 0 }
     }
 
     /// Joins the flight of a key, or begins one. Without a waiter it is a refresh that nobody waits for.
@@ -53,17 +61,34 @@ impl<W> Flights<W> {
         Boarding::Lead(id)
     }
 
-    /// Ends a flight: its waiters, in the order in which they came. `None` when it is not in the air any more.
-    pub(crate) fn land(&mut self, key: &FlightKey, id: FlightId) -> Option<Vec<W>> {
+    /// Ends a flight: its waiters, in the order in which they came, and whether it was cut. `None` when it is not in the
+    /// air any more.
+    pub(crate) fn land(&mut self, key: &FlightKey, id: FlightId) -> Option<(Vec<W>, bool)> {
+        if let Some(place) = self.place_of_cut(key, id) {
+            return Some((self.cut.swap_remove(place).flight.waiters, true));
+        }
         if self.by_key.get(key)?.id != id {
             return None;
         }
-        self.by_key.remove(key).map(|flight| flight.waiters)
+        self.by_key.remove(key).map(|flight| (flight.waiters, false))
+    }
+
+    fn place_of_cut(&self, key: &FlightKey, id: FlightId) -> Option<usize> {
+        self.cut.iter().position(|cut| cut.flight.id == id && cut.key == *key)
+    }
+
+    /// Cuts flights: whoever waits for one goes on to, and is answered by it; whoever comes begins another.
+    pub(crate) fn cut(&mut self, is_old: impl Fn((usize, &[u8])) -> bool) {
+        let old = self.by_key.extract_if(|key, _| is_old((key.0, &key.1)));
+        self.cut.extend(old.map(|(key, flight)| Cut { key, flight }));
     }
 
     /// Takes some who wait out of a flight that goes on, or of none.
     pub(crate) fn part(&mut self, key: &FlightKey, id: FlightId, leaves: impl Fn(&W) -> bool) -> Vec<W> {
-        let flight = self.by_key.get_mut(key).filter(|flight| flight.id == id);
+        let flight = match self.place_of_cut(key, id) {
+            Some(place) => Some(&mut self.cut[place].flight),
+            None => self.by_key.get_mut(key).filter(|flight| flight.id == id),
+        };
         flight.map(|flight| flight.waiters.extract_if(.., |waiter| leaves(waiter)).collect()).unwrap_or_default()
     }
 
@@ -87,7 +112,7 @@ mod tests {
         assert_eq!(flights.board(key(), Some(2)), Boarding::Joined);
         assert_eq!(flights.board(key(), None), Boarding::Joined);
         assert!(matches!(flights.board((1, Bytes::from("k")), Some(3)), Boarding::Lead(_)), "another region's key");
-        assert_eq!(flights.land(&key(), id), Some(vec![1, 2]));
+        assert_eq!(flights.land(&key(), id), Some((vec![1, 2], false)));
         assert!(!flights.is_in_the_air(&key()));
     }
 
@@ -98,7 +123,7 @@ mod tests {
         flights.board(key(), Some(2));
         assert_eq!(flights.part(&key(), id, |waiter| *waiter == 1), [1]);
         assert_eq!(flights.board(key(), Some(3)), Boarding::Joined);
-        assert_eq!(flights.land(&key(), id), Some(vec![2, 3]));
+        assert_eq!(flights.land(&key(), id), Some((vec![2, 3], false)));
         assert!(flights.part(&key(), id, |_| true).is_empty());
     }
 
@@ -109,6 +134,19 @@ mod tests {
         flights.land(&key(), first);
         let Boarding::Lead(second) = flights.board(key(), Some(2)) else { panic!("the next leads") };
         assert_eq!(flights.land(&key(), first), None);
-        assert_eq!(flights.land(&key(), second), Some(vec![2]));
+        assert_eq!(flights.land(&key(), second), Some((vec![2], false)));
+    }
+
+    #[test]
+    fn nobody_joins_a_flight_that_was_cut_and_its_waiters_are_not_lost() {
+        let mut flights = Flights::new();
+        let Boarding::Lead(first) = flights.board(key(), Some(1)) else { panic!("the first leads") };
+        flights.cut(|(region, found)| region == 0 && found.starts_with(b"k"));
+        let Boarding::Lead(second) = flights.board(key(), Some(2)) else { panic!("it begins another") };
+        flights.cut(|(region, _)| region == 1);
+        assert_eq!(flights.part(&key(), first, |_| false), [0; 0]);
+        assert_eq!(flights.land(&key(), first), Some((vec![1], true)));
+        assert_eq!(flights.land(&key(), second), Some((vec![2], false)));
+        assert_eq!(flights.land(&key(), first), None);
     }
 }

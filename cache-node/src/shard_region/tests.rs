@@ -95,9 +95,13 @@ impl Scene {
     }
 
     fn send(&self, lane: &Addr<ShardRegion>, id: u32, key: &'static str) {
+        self.send_op(Op::Get, lane, id, key);
+    }
+
+    fn send_op(&self, op: Op, lane: &Addr<ShardRegion>, id: u32, key: &'static str) {
         let (shard, reply) = (self.shard(key), self.outbox.reply(id));
         lane.do_send(WrongLane(vec![Work {
-            op: Op::Get,
+            op,
             shard,
             region: 0,
             key: Bytes::from(key),
@@ -159,11 +163,39 @@ async fn a_shard_that_is_not_ours_is_misdirected() {
 }
 
 #[actix_rt::test]
+async fn what_was_in_the_air_when_its_key_was_invalidated_is_neither_kept_nor_joined() {
+    for op in [Op::Invalidate, Op::InvalidatePrefix] {
+        let scene = Scene::new(SLOW);
+        let lane = scene.lane_of("1");
+        scene.send(lane, 1, "1");
+        scene.send_op(op, lane, 2, "1");
+        scene.send(lane, 3, "1");
+        let mut answers = Vec::new();
+        while answers.len() < 3 {
+            scene.outbox.changed().await;
+            let mut more = Vec::new();
+            scene.outbox.take(&mut more);
+            answers.extend(more);
+        }
+        answers.sort_by_key(|answer| answer.id);
+        let is_kept = |answer: &Answer| match &answer.body {
+            AnswerBody::Value { entry, .. } => (entry.served, entry.kept),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(is_kept(&answers[0]), (Served::Miss, false), "{op:?}: it may be old");
+        assert!(matches!(answers[1].body, AnswerBody::Invalidated { entries: 0, .. }), "{op:?}");
+        assert_eq!(is_kept(&answers[2]), (Served::Miss, true), "{op:?}: a load of its own");
+        assert_eq!(served(&scene.get("1").await), Served::Hit);
+    }
+}
+
+/// Long enough for what is sent right after it to come first, and ended by the loader's own bound if it does not.
+const SLOW: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000) \
+                    SELECT id, body FROM things WHERE id IN (:keys) AND (SELECT count(*) FROM n) > 0";
+
+#[actix_rt::test]
 async fn a_shard_that_panics_answers_its_waiters_and_is_started_again_empty() {
-    // Long enough for the panic to come first, and ended by the loader's own bound if it does not.
-    let slow = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000) \
-                SELECT id, body FROM things WHERE id IN (:keys) AND (SELECT count(*) FROM n) > 0";
-    let scene = Scene::new(slow);
+    let scene = Scene::new(SLOW);
     scene.get("1").await;
     assert_eq!(served(&scene.get("1").await), Served::Hit);
 

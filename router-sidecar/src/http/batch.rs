@@ -68,16 +68,21 @@ impl Value {
     }
 }
 
+/// The whole body of a request, within its bounds of time and length.
+pub(super) async fn body(payload: web::Payload, state: &HttpState) -> Result<Bytes, Problem> {
+    let wait = state.forwarder.request_timeout;
+    let body = timeout(wait, payload.to_bytes_limited(state.body_bytes_max)).await;
+    let body = body.map_err(|_| Problem::body_too_slow(wait))?;
+    let body = body.map_err(|_| Problem::body_too_long(state.body_bytes_max))?;
+    body.map_err(|error| Problem::bad_body(error.to_string()))
+}
+
 pub(super) async fn post(
     payload: web::Payload,
     state: &HttpState,
     region: &RegionInfo,
 ) -> Result<HttpResponse, Problem> {
-    let wait = state.forwarder.request_timeout;
-    let body = timeout(wait, payload.to_bytes_limited(state.body_bytes_max)).await;
-    let body = body.map_err(|_| Problem::body_too_slow(wait))?;
-    let body = body.map_err(|_| Problem::body_too_long(state.body_bytes_max))?;
-    let body = body.map_err(|error| Problem::bad_body(error.to_string()))?;
+    let body = body(payload, state).await?;
     let Wanted { keys } = serde_json::from_slice(&body)
         .map_err(|error| Problem::bad_body(format!("expected {{\"keys\":[\"...\"]}}: {error}")))?;
     if keys.len() > state.batch_keys_max {

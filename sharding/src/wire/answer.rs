@@ -19,6 +19,7 @@ const MISDIRECTED: u8 = 69;
 const FAILED: u8 = 70;
 const MAP: u8 = 71;
 const PAGE: u8 = 72;
+const INVALIDATED: u8 = 73;
 
 /// Longest text of a [`Failure`] or [`Refused`]; what is longer is cut.
 const MESSAGE_BYTES_MAX: usize = 1024;
@@ -88,6 +89,13 @@ pub enum AnswerBody {
     Map(Box<MapAnswer>),
     /// JSON for people.
     Page(Bytes),
+    /// The owner of the shard since this epoch, under a lease that holds, has forgotten so many entries.
+    Invalidated {
+        /// Since when it owns the shard.
+        since: Epoch,
+        /// How many there were.
+        entries: u32,
+    },
 }
 
 /// How a node came by what it answers.
@@ -218,6 +226,11 @@ impl Answer {
                 out.put_u32_le(id);
                 out.put_slice(json);
             }),
+            AnswerBody::Invalidated { since, entries } => frame(out, INVALIDATED, |out| {
+                out.put_u32_le(id);
+                put_epoch(out, *since);
+                out.put_u32_le(*entries);
+            }),
         }
     }
 }
@@ -241,7 +254,7 @@ impl FromNode {
                 Self::Welcome(Welcome { n_lanes, node: node(&mut fields)? })
             }
             REFUSED => Self::Refused(Refused { message: fields.text("message")? }),
-            kind @ VALUE..=PAGE => {
+            kind @ VALUE..=INVALIDATED => {
                 let id = fields.u32()?;
                 Self::Answer(Answer { id, body: AnswerBody::decode(kind, &mut fields)? })
             }
@@ -272,7 +285,8 @@ impl AnswerBody {
                 message: fields.text("message")?,
             }),
             MAP => Self::Map(Box::new(MapAnswer::decode(fields)?)),
-            _ => Self::Page(fields.remainder()),
+            PAGE => Self::Page(fields.remainder()),
+            _ => Self::Invalidated { since: fields.epoch()?, entries: fields.u32()? },
         })
     }
 }

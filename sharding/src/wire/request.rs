@@ -16,6 +16,8 @@ const EXPLAIN: u8 = 3;
 const GET_MAP: u8 = 4;
 const DESCRIBE: u8 = 5;
 const PASS_THROUGH: u8 = 6;
+const INVALIDATE: u8 = 7;
+const INVALIDATE_PREFIX: u8 = 8;
 
 /// Any frame to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +74,10 @@ pub enum RequestBody {
     Explain(Ask),
     /// The value of a key whose owner cannot be reached: to be read from the database, and not to be kept.
     PassThrough(Ask),
+    /// Forget a key: whoever reads it afterwards gets what the database had then, or later.
+    Invalidate(Ask),
+    /// Forget all keys of a shard that begin so.
+    InvalidatePrefix(Ask),
     /// The shard map and the regions.
     GetMap,
     /// What the node says of itself, as JSON.
@@ -89,7 +95,7 @@ pub struct Ask {
     pub shard: ShardId,
     /// The region's name.
     pub region: Bytes,
-    /// The key: 1 to [`KEY_BYTES_MAX`] bytes.
+    /// The key: 1 to [`KEY_BYTES_MAX`] bytes; as a prefix it may be empty.
     pub key: Bytes,
 }
 
@@ -100,6 +106,8 @@ impl Request {
             RequestBody::Get(ask) => frame(out, GET, |out| ask.encode(self.id, out)),
             RequestBody::Explain(ask) => frame(out, EXPLAIN, |out| ask.encode(self.id, out)),
             RequestBody::PassThrough(ask) => frame(out, PASS_THROUGH, |out| ask.encode(self.id, out)),
+            RequestBody::Invalidate(ask) => frame(out, INVALIDATE, |out| ask.encode(self.id, out)),
+            RequestBody::InvalidatePrefix(ask) => frame(out, INVALIDATE_PREFIX, |out| ask.encode(self.id, out)),
             RequestBody::GetMap => frame(out, GET_MAP, |out| out.put_u32_le(self.id)),
             RequestBody::Describe => frame(out, DESCRIBE, |out| out.put_u32_le(self.id)),
         }
@@ -127,10 +135,16 @@ impl Ask {
         if ask.region.len() > REGION_NAME_BYTES_MAX {
             return Err(WireError::Field("region name"));
         }
-        if ask.key.is_empty() || ask.key.len() > KEY_BYTES_MAX {
+        if ask.key.len() > KEY_BYTES_MAX {
             return Err(WireError::Field("key"));
         }
         Ok(ask)
+    }
+
+    /// About one key, and not about all that begin so.
+    fn decode_key(fields: &mut Fields) -> Result<Self, WireError> {
+        let ask = Self::decode(fields)?;
+        if ask.key.is_empty() { Err(WireError::Field("key")) } else { Ok(ask) }
     }
 }
 
@@ -155,16 +169,18 @@ impl ToNode {
         if fields.kind() == JOIN {
             return Join::decode(fields).map(Self::Join);
         }
-        if !(GET..=PASS_THROUGH).contains(&fields.kind()) {
+        if !(GET..=INVALIDATE_PREFIX).contains(&fields.kind()) {
             return Err(WireError::Kind(fields.kind()));
         }
         let id = fields.u32()?;
         let body = match fields.kind() {
-            GET => RequestBody::Get(Ask::decode(&mut fields)?),
-            EXPLAIN => RequestBody::Explain(Ask::decode(&mut fields)?),
+            GET => RequestBody::Get(Ask::decode_key(&mut fields)?),
+            EXPLAIN => RequestBody::Explain(Ask::decode_key(&mut fields)?),
             GET_MAP => RequestBody::GetMap,
             DESCRIBE => RequestBody::Describe,
-            _ => RequestBody::PassThrough(Ask::decode(&mut fields)?),
+            PASS_THROUGH => RequestBody::PassThrough(Ask::decode_key(&mut fields)?),
+            INVALIDATE => RequestBody::Invalidate(Ask::decode_key(&mut fields)?),
+            _ => RequestBody::InvalidatePrefix(Ask::decode(&mut fields)?),
         };
         fields.end()?;
         Ok(Self::Request(Request { id, body }))

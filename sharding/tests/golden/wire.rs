@@ -64,6 +64,10 @@ fn what_a_router_sends() {
     to_node(&ToNode::Request(get), &format!("26000000 02 {rest}"));
     let explain = Request { id: 7, body: RequestBody::Explain(ask()) };
     to_node(&ToNode::Request(explain), &format!("26000000 03 {rest}"));
+    let invalidate = Request { id: 7, body: RequestBody::Invalidate(ask()) };
+    to_node(&ToNode::Request(invalidate), &format!("26000000 07 {rest}"));
+    let prefix = Request { id: 7, body: RequestBody::InvalidatePrefix(ask()) };
+    to_node(&ToNode::Request(prefix), &format!("26000000 08 {rest}"));
     to_node(&ToNode::Request(Request { id: 7, body: RequestBody::GetMap }), "05000000 04 07000000");
     to_node(&ToNode::Request(Request { id: 7, body: RequestBody::Describe }), "05000000 05 07000000");
 }
@@ -86,6 +90,8 @@ fn what_a_node_sends() {
     let failure =
         Failure { code: FailureCode::Overloaded, retry_after: Duration::from_secs(1), message: "m".to_owned() };
     from_node(&answer(AnswerBody::Failed(failure)), "0d000000 46 07000000 02 e8030000 0100 6d");
+    let invalidated = AnswerBody::Invalidated { since: EPOCH, entries: 3 };
+    from_node(&answer(invalidated), &format!("1b000000 49 07000000 {EPOCH_HEX} 03000000"));
     from_node(&answer(AnswerBody::Page(Bytes::from("{}"))), "07000000 48 07000000 7b7d");
 
     let members = vec![Member { node, data: "h:1".to_owned() }];
