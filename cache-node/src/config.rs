@@ -166,6 +166,8 @@ pub struct DatabaseConfig {
     pub server: Server,
     /// Certificates that the server's may follow from, PEM.
     pub ca_file: Option<PathBuf>,
+    /// It says what others change in it, and is listened to.
+    pub announce: bool,
     /// Operations a second of the whole cluster; `None`: as many as come.
     pub budget: Option<Budget>,
     /// Most operations of this node at a time.

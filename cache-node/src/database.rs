@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::loading::spending::HeldSlot;
 
@@ -77,6 +78,31 @@ pub trait Database: Send + Sync + 'static {
     /// [`DatabaseError`] when nothing can be said of any of the keys; past [`Read::until`] it is
     /// [`DatabaseError::TimedOut`], and the database has been told to stop.
     fn read(&self, read: Read) -> BoxFuture<'static, Result<Found, DatabaseError>>;
+}
+
+/// What a database says of changes that others have made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Announcement {
+    /// It is listened to from now on. What was read before may have changed unheard.
+    Begun,
+    /// This key of the region at this position among the announcer's has changed.
+    Key(usize, Bytes),
+    /// Anything in that region may have changed.
+    Region(usize),
+    /// Anything may have changed.
+    All,
+    /// Nothing of ours.
+    Other,
+}
+
+/// A database that says what changes in it.
+pub trait Announcer: Send + Sync + 'static {
+    /// Listens until the connection is lost, and passes on what is said of these regions (name and query of each).
+    fn listen(
+        &self,
+        regions: Vec<(String, Arc<Query>)>,
+        tell: UnboundedSender<Announcement>,
+    ) -> BoxFuture<'static, DatabaseError>;
 }
 
 /// The parameter of an SQL query, where the keys go.

@@ -3,6 +3,7 @@
 //!
 //! [`run`] is the whole life of a node. Routers ask it on the data port, people and probes on the control port.
 
+mod announcing;
 mod clock;
 pub mod config;
 mod control;
@@ -65,8 +66,12 @@ pub fn run(args: &Args) -> Result<(), NodeError> {
     let control_listener = bind("--control-bind", args.control_bind)?;
 
     System::new().block_on(async {
-        let node = Arc::new(Node::start(args, n_lanes(args), &config, &place)?);
+        let (node, announcing) = Node::start(args, n_lanes(args), &config, &place)?;
+        let node = Arc::new(node);
         let lanes = start_lanes(&node);
+        for announcing in announcing {
+            actix_rt::spawn(announcing.run(Arc::clone(&node), lanes.clone()));
+        }
         let (inbox, inbound) = mpsc::channel(INBOX_MAX);
         let membership = Membership::new(Arc::clone(&node), lanes.clone(), place, &inbox);
         actix_rt::spawn(membership.run(inbound));

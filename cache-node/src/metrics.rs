@@ -108,6 +108,8 @@ pub(crate) struct Metrics {
     operations: Family<LoadLabels, Counter>,
     keys: Family<LoadLabels, Counter>,
     load_seconds: Histogram,
+    announcements_heard: Family<DatabaseLabel, Gauge>,
+    announcements: Family<DatabaseLabel, Counter>,
     over_budget: Family<DatabaseLabel, Counter>,
     budget_slots: Family<DatabaseLabel, Gauge>,
     connections_closed: Family<ReasonLabel, Counter>,
@@ -150,6 +152,15 @@ pub(crate) struct DatabaseMetrics {
     pub(crate) budget_slots: Gauge,
 }
 
+/// What is counted of the announcements of one database.
+#[derive(Clone, Debug)]
+pub(crate) struct AnnouncingMetrics {
+    /// 1 while they are heard.
+    pub(crate) listening: Gauge,
+    /// Keys that were said to have changed.
+    pub(crate) notices: Counter,
+}
+
 impl DatabaseMetrics {
     /// Counts one operation, by the reason of its first key.
     pub(crate) fn count_operation(&self, reason: LoadReason) {
@@ -187,6 +198,8 @@ impl Metrics {
             operations: Family::default(),
             keys: Family::default(),
             load_seconds: Histogram::new(exponential_buckets(0.0001, 2.0, LOAD_BUCKETS)),
+            announcements_heard: Family::default(),
+            announcements: Family::default(),
             over_budget: Family::default(),
             budget_slots: Family::default(),
             connections_closed: Family::default(),
@@ -213,6 +226,12 @@ impl Metrics {
         registry.register("database_operations", "Operations, by first key's reason", metrics.operations.clone());
         registry.register("database_keys", "Keys asked for, found or not", metrics.keys.clone());
         registry.register("load_seconds", "From sending an operation to its answer", metrics.load_seconds.clone());
+        registry.register(
+            "announcements_heard",
+            "1 while the database's announcements are heard",
+            metrics.announcements_heard.clone(),
+        );
+        registry.register("announcements", "Keys that a database said had changed", metrics.announcements.clone());
         registry.register(
             "loads_over_budget",
             "Loads refused because the budget would not have come in time",
@@ -277,6 +296,14 @@ impl Metrics {
             load_seconds: self.load_seconds.clone(),
             over_budget: self.over_budget.get_or_create_owned(&label),
             budget_slots: self.budget_slots.get_or_create_owned(&label),
+        }
+    }
+
+    pub(crate) fn announcing(&self, name: &str) -> AnnouncingMetrics {
+        let label = DatabaseLabel { database: name.to_owned() };
+        AnnouncingMetrics {
+            listening: self.announcements_heard.get_or_create_owned(&label),
+            notices: self.announcements.get_or_create_owned(&label),
         }
     }
 

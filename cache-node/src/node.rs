@@ -18,12 +18,13 @@ use sharding::wire::AnswerBody;
 use tokio::sync::{Semaphore, watch};
 use transport::names::Names;
 
+use crate::announcing::{self, Announcing};
 use crate::clock;
 use crate::config::{Args, CacheConfig};
 use crate::loading::spending::Spending;
 use crate::membership::Place;
 use crate::metrics::Metrics;
-use crate::region::{self, Ledger, LedgerPage, Region};
+use crate::region::{self, Ledger, LedgerPage, Region, Started};
 use crate::shard::Work;
 
 /// A node's shared state. The shell's parts hold it by `Arc`; only the map and the drain change after the start.
@@ -49,6 +50,8 @@ pub(crate) struct Node {
     /// Most unanswered requests of one connection.
     pub(crate) in_flight_max: usize,
     pub(crate) connections_max: usize,
+    /// One permit for each notice on its way to a shard.
+    pub(crate) notices: Arc<Semaphore>,
     /// One permit for each read past an owner.
     pub(crate) passing: Arc<Semaphore>,
     /// One permit for each connection: all of them are back when no connection is left.
@@ -86,7 +89,7 @@ pub(crate) enum Stage {
 }
 
 impl Node {
-    /// Starts the loaders; nothing is served yet.
+    /// Starts the loaders; nothing is served yet. Gives the databases that are to be listened to as well.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -95,12 +98,12 @@ impl Node {
         n_lanes: NonZeroU16,
         config: &CacheConfig,
         place: &Place,
-    ) -> std::io::Result<Self> {
+    ) -> std::io::Result<(Self, Vec<Announcing>)> {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         let n_seeds = place.ordinal.and_then(|_| u32::try_from(place.seeds.len()).ok());
-        let (regions, ledgers) = region::start(config, &metrics, &place.times, n_seeds)?;
-        Ok(Self {
+        let Started { regions, ledgers, announcing } = region::start(config, &metrics, &place.times, n_seeds)?;
+        let node = Self {
             name: args.name.clone(),
             n_lanes,
             n_shards: config.n_shards,
@@ -116,6 +119,7 @@ impl Node {
             registry,
             in_flight_max: args.in_flight_max,
             connections_max: args.connections_max,
+            notices: Arc::new(Semaphore::new(announcing::notices_max())),
             passing: Arc::new(Semaphore::new(args.pass_through_in_flight_max)),
             connections: Arc::new(Semaphore::new(args.connections_max)),
             stage: watch::Sender::new(Stage::Serving),
@@ -128,12 +132,18 @@ impl Node {
             has_joined: AtomicBool::new(false),
             granted: ArcSwap::default(),
             started: Instant::now(),
-        })
+        };
+        Ok((node, announcing))
     }
 
     /// Position of a region by its name.
     pub(crate) fn region(&self, name: &[u8]) -> Option<usize> {
         self.regions.iter().position(|region| region.name.as_str().as_bytes() == name)
+    }
+
+    /// Whether it serves a shard, or is about to.
+    pub(crate) fn serves(&self, shard: ShardId) -> bool {
+        self.tenures[shard.index()].load(Ordering::Acquire) != 0
     }
 
     /// Those of its databases that have a budget.

@@ -11,15 +11,17 @@ use sharding::id::RegionName;
 use sharding::times::Times;
 use sharding::wire::{Failure, RegionInfo};
 
+use crate::announcing::Announcing;
 use crate::config::{CacheConfig, DatabaseConfig, RegionConfig, Server};
-use crate::database::Database;
 use crate::database::postgres::Postgres;
 use crate::database::redis::Redis;
 use crate::database::sqlite::Threads;
+use crate::database::{Announcer, Database};
 use crate::loading::spending::{BudgetPage, Spending};
 use crate::loading::{LoadError, Loaded, LoadedRegion, Loader, LoaderLimits};
 use crate::metrics::{DatabaseMetrics, LoadReason, Metrics, RegionMetrics};
 use crate::shard::freshness::Freshness;
+use crate::shard::trust::Trust;
 
 /// A region, shared by all shards of the node and never changed.
 #[derive(Clone, Debug)]
@@ -30,6 +32,7 @@ pub(crate) struct Region {
     pub(crate) freshness: Freshness,
     pub(crate) max_bytes: u64,
     loader: Loader,
+    pub(crate) trust: Arc<Trust>,
     pub(crate) metrics: RegionMetrics,
 }
 
@@ -118,6 +121,15 @@ pub(crate) fn budgeted(config: &CacheConfig) -> Vec<Budgeted> {
     config.databases.iter().filter_map(budgeted).collect()
 }
 
+/// What a node has of its databases.
+pub(crate) struct Started {
+    pub(crate) regions: Arc<[Region]>,
+    /// One for each database.
+    pub(crate) ledgers: Vec<Ledger>,
+    /// Those that are to be listened to.
+    pub(crate) announcing: Vec<Announcing>,
+}
+
 /// Starts the loaders and puts the regions together. `n_seeds` is for a seed: how many there are.
 ///
 /// # Errors
@@ -127,22 +139,32 @@ pub(crate) fn start(
     metrics: &Metrics,
     times: &Times,
     n_seeds: Option<u32>,
-) -> std::io::Result<(Arc<[Region]>, Vec<Ledger>)> {
-    let (mut ledgers, mut loaders) = (Vec::new(), Vec::new());
+) -> std::io::Result<Started> {
+    let (mut ledgers, mut loaders, mut announcing) = (Vec::new(), Vec::new(), Vec::new());
     for (place, database) in config.databases.iter().enumerate() {
         let spending = database.budget.map(|budget| {
             let floor = n_seeds.map_or(Floor::NONE, |n_seeds| budget.floor(n_seeds));
             Spending::new(database.name.clone(), budget, floor, database.operation_timeout, times)
         });
-        let own = (0..).zip(&config.regions).filter(|(_, region)| region.database == place);
+        let own = || (0..).zip(&config.regions).filter(|(_, region)| region.database == place);
+        let name = database.name.to_string();
+        let connected = connect(database)?;
+        if let Some(announcer) = connected.announcer.filter(|_| database.announce) {
+            let named = |(place, region): (usize, &RegionConfig)| {
+                (place, region.name.as_str().to_owned(), Arc::clone(&region.query))
+            };
+            let (regions, metrics) = (own().map(named).collect(), metrics.announcing(&name));
+            announcing.push(Announcing { database: name.clone(), announcer, regions, metrics });
+        }
         let loaded = |(place, region): (usize, &RegionConfig)| LoadedRegion {
             place,
             name: region.name.clone(),
             query: Arc::clone(&region.query),
         };
         let metrics = metrics.database(database.name.as_str());
-        loaders.push(start_loader(database, own.map(loaded).collect(), spending.clone(), metrics.clone())?);
-        ledgers.push(Ledger { name: database.name.to_string(), spending, metrics });
+        let loaded = own().map(loaded).collect();
+        loaders.push(start_loader(database, connected.database, loaded, spending.clone(), metrics.clone())?);
+        ledgers.push(Ledger { name, spending, metrics });
     }
     let region = |(place, region): (usize, &RegionConfig)| Region {
         place,
@@ -151,13 +173,15 @@ pub(crate) fn start(
         freshness: region.freshness,
         max_bytes: region.max_bytes,
         loader: loaders[region.database].clone(),
+        trust: Arc::new(Trust::new()),
         metrics: metrics.region(region.name.as_str()),
     };
-    Ok(((0..).zip(&config.regions).map(region).collect(), ledgers))
+    Ok(Started { regions: (0..).zip(&config.regions).map(region).collect(), ledgers, announcing })
 }
 
 fn start_loader(
     database: &DatabaseConfig,
+    connected: Arc<dyn Database>,
     regions: Vec<LoadedRegion>,
     spending: Option<Spending>,
     metrics: DatabaseMetrics,
@@ -169,22 +193,37 @@ fn start_loader(
         operation_timeout: database.operation_timeout,
         timeout: database.load_timeout,
     };
-    let connected = connect(database)?;
     Loader::start(database.name.as_str(), connected, regions, limits, spending, metrics)
 }
 
-fn connect(database: &DatabaseConfig) -> std::io::Result<Arc<dyn Database>> {
+/// A database, and what it says of itself where it can.
+struct Connected {
+    database: Arc<dyn Database>,
+    announcer: Option<Arc<dyn Announcer>>,
+}
+
+impl Connected {
+    fn speaking<D: Database + Announcer + Clone>(database: D) -> Self {
+        Self { database: Arc::new(database.clone()), announcer: Some(Arc::new(database)) }
+    }
+}
+
+fn connect(database: &DatabaseConfig) -> std::io::Result<Connected> {
     let ca_file = database.ca_file.as_deref();
     let at = |path: Option<&Path>, error: std::io::Error| match path {
         Some(path) => std::io::Error::other(format!("{}: {error}", path.display())),
         None => error,
     };
     Ok(match &database.server {
-        Server::Sqlite(path) => Arc::new(Threads::start(path, database.in_flight_max)?),
+        Server::Sqlite(path) => {
+            Connected { database: Arc::new(Threads::start(path, database.in_flight_max)?), announcer: None }
+        }
         Server::Postgres(config) => {
             let postgres = Postgres::new((**config).clone(), database.load_timeout, ca_file);
-            Arc::new(postgres.map_err(|error| at(ca_file, error))?)
+            Connected::speaking(postgres.map_err(|error| at(ca_file, error))?)
         }
-        Server::Redis(info) => Arc::new(Redis::new((**info).clone(), ca_file).map_err(|error| at(ca_file, error))?),
+        Server::Redis(info) => {
+            Connected::speaking(Redis::new((**info).clone(), ca_file).map_err(|error| at(ca_file, error))?)
+        }
     })
 }

@@ -6,6 +6,7 @@
 pub(crate) mod entries;
 pub(crate) mod flight;
 pub(crate) mod freshness;
+pub(crate) mod trust;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use crate::metrics::LoadReason;
 use crate::node::Node;
 use crate::region::Region;
 use crate::reply::Reply;
-use crate::shard_region::{Serve, ShardDied, ShardRegion};
+use crate::shard_region::{Notice, Serve, ShardDied, ShardRegion};
 use entries::{Entries, Entry};
 use flight::{Boarding, FlightId, FlightKey, Flights};
 use freshness::Age;
@@ -159,7 +160,8 @@ impl Shard {
 
     fn get(&mut self, work: Work, now: Instant, me: &Addr<Self>) {
         let region = &self.node.regions[work.region];
-        match self.entries[work.region].get(&work.key, now) {
+        let entry = self.entries[work.region].get(&work.key, now);
+        match entry.filter(|entry| region.trust.holds(entry.lifetime.sent)) {
             Some(entry) => {
                 let is_fresh = entry.lifetime.age(now) == Age::Fresh;
                 let (served, counter) =
@@ -181,6 +183,9 @@ impl Shard {
     /// Why a key that cannot be served from memory has to be loaded.
     fn reason(&mut self, region: usize, key: &[u8], now: Instant) -> LoadReason {
         match self.entries[region].peek(key) {
+            Some(entry) if !self.node.regions[region].trust.holds(entry.lifetime.sent) => {
+                return LoadReason::Invalidated;
+            }
             Some(Entry { content: None, .. }) => return LoadReason::Absent,
             Some(_) => return LoadReason::Expired,
             None => {}
@@ -231,7 +236,7 @@ impl Shard {
                 let entry = Entry { content: loaded.content, reason, lifetime };
                 // What a deposed owner has loaded, or one who was told meanwhile that it is old, was true when it was asked
                 // for, and answers who waited; but it is not kept.
-                let owns = self.owns() && !is_cut;
+                let owns = self.owns() && !is_cut && region.trust.holds(loaded.sent);
                 let kept = owns && self.entries[flight.0].insert(Box::from(&flight.1[..]), entry.clone()).is_ok();
                 if owns && !kept {
                     metrics.not_kept.inc();
@@ -256,6 +261,12 @@ impl Shard {
         }
     }
 
+    /// Forgets one key. Gives how many entries that were.
+    fn forget(&mut self, region: usize, key: &[u8]) -> usize {
+        self.flights.cut(|flight| flight.0 == region && flight.1 == key);
+        self.entries[region].remove(key)
+    }
+
     /// Forgets what is in memory, and cuts what is in the air: that is neither kept nor joined, since it may be older.
     fn invalidate(&mut self, work: Work) {
         let (region, key) = (work.region, &work.key);
@@ -264,10 +275,7 @@ impl Shard {
                 self.flights.cut(|flight| flight.0 == region && flight.1.starts_with(key));
                 self.entries[region].remove_prefix(key)
             }
-            _ => {
-                self.flights.cut(|flight| flight.0 == region && flight.1 == key);
-                self.entries[region].remove(key)
-            }
+            _ => self.forget(region, key),
         };
         self.node.regions[region].metrics.invalidated.inc_by(entries as u64);
         let entries = u32::try_from(entries).unwrap_or(u32::MAX);
@@ -401,6 +409,15 @@ impl Handler<Landed> for Shard {
 
     fn handle(&mut self, landed: Landed, _: &mut Context<Self>) {
         self.land(landed, Instant::now());
+    }
+}
+
+impl Handler<Notice> for Shard {
+    type Result = ();
+
+    fn handle(&mut self, notice: Notice, _: &mut Context<Self>) {
+        self.forget(notice.region, &notice.key);
+        drop(notice.permit);
     }
 }
 

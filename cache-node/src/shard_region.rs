@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use bytes::Bytes;
 use sharding::epoch::Epoch;
 use sharding::id::ShardId;
 use sharding::membership::After;
@@ -103,6 +104,17 @@ pub(crate) struct Serve {
 #[rtype(result = "()")]
 pub(crate) struct Release {
     pub(crate) shard: ShardId,
+}
+
+/// The database says that a key has changed.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Notice {
+    pub(crate) shard: ShardId,
+    pub(crate) region: usize,
+    pub(crate) key: Bytes,
+    /// Given back when it has been heard.
+    pub(crate) permit: OwnedSemaphorePermit,
 }
 
 /// A shard's actor panicked.
@@ -201,6 +213,16 @@ impl Handler<Serve> for ShardRegion {
         }
         self.serves[shard.index()] = Some(serve);
         self.lane.node.serving.inc();
+    }
+}
+
+impl Handler<Notice> for ShardRegion {
+    type Result = ();
+
+    fn handle(&mut self, notice: Notice, _: &mut Context<Self>) {
+        if let Some(Some(shard)) = self.lane.shards.borrow().get(notice.shard.index()) {
+            shard.do_send(notice);
+        }
     }
 }
 

@@ -53,6 +53,7 @@ struct DatabaseTable {
     url: Option<Spanned<String>>,
     url_file: Option<Spanned<String>>,
     ca_file: Option<Spanned<String>>,
+    announce: Option<Spanned<bool>>,
     budget: Option<Spanned<String>>,
     max_in_flight: Option<Spanned<usize>>,
     operation_timeout: Option<Spanned<String>>,
@@ -115,10 +116,17 @@ impl Source<'_> {
         let parsed = DatabaseName::parse(name.get_ref()).map_err(|error| self.wrong(name, &error.to_string()))?;
         let load_timeout = self.duration(table.load_timeout.as_ref(), LOAD_TIMEOUT)?;
         let ca_file = table.ca_file.as_ref().map(|path| self.file(path)).transpose()?;
+        let server = self.server(name, table)?;
+        if let (Some(announce), Server::Sqlite(_)) = (&table.announce, &server)
+            && *announce.get_ref()
+        {
+            return Err(self.wrong(announce, "a SQLite file says nothing of changes; PostgreSQL and Redis do"));
+        }
         Ok(DatabaseConfig {
             name: parsed,
-            server: self.server(name, table)?,
+            server,
             ca_file,
+            announce: table.announce.as_ref().is_some_and(|announce| *announce.get_ref()),
             budget: table.budget.as_ref().map(|budget| self.budget(budget)).transpose()?,
             in_flight_max: self.count(table.max_in_flight.as_ref(), IN_FLIGHT_MAX)?,
             operation_timeout: self.operation_timeout(table, load_timeout)?,

@@ -2,6 +2,7 @@
 //! its own, kept for the next one.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::path::Path;
 use std::str::FromStr as _;
 use std::sync::{Arc, Mutex};
@@ -12,16 +13,26 @@ use futures_util::future::BoxFuture;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
-use tokio_postgres::{CancelToken, Client, Config, Error, Row, Statement};
+use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, Error, Row, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{Database, DatabaseError, Found, KEYS, Query, Read, one_statement, replace_keys, respell_keys};
+use super::{
+    Announcement, Announcer, Database, DatabaseError, Found, KEYS, Query, Read, one_statement, replace_keys,
+    respell_keys,
+};
 
 /// Longest time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Where changes are announced: `NOTIFY distributed_cache, 'region key'`, or the region alone for all of it.
+const CHANNEL: &str = "distributed_cache";
+/// Whoever listens asks the server so often whether it is there.
+const PING_PERIOD: Duration = Duration::from_secs(2);
+/// Longest time for its answer.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time for a server to stop a statement that it was told to stop.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 /// What the server takes for `statement_timeout`, in milliseconds.
@@ -172,6 +183,77 @@ impl Postgres {
         if !matches!(timeout(CANCEL_TIMEOUT, token.cancel_query(self.0.tls.clone())).await, Ok(Ok(()))) {
             log::warn!("PostgreSQL could not be told to stop a statement; its own statement_timeout will");
         }
+    }
+}
+
+impl Postgres {
+    async fn listen(&self, regions: &[String], tell: &UnboundedSender<Announcement>) -> DatabaseError {
+        let Inner { config, tls, .. } = &*self.0;
+        let (client, mut connection) = match timeout(CONNECT_TIMEOUT, config.connect(tls.clone())).await {
+            Ok(Ok(connected)) => connected,
+            Ok(Err(error)) => return failed(&error),
+            Err(_) => return DatabaseError::TimedOut,
+        };
+        let driven = async {
+            loop {
+                match poll_fn(|context| connection.poll_message(context)).await {
+                    Some(Ok(AsyncMessage::Notification(notice))) => {
+                        // Whoever was told ends us when it ends.
+                        let _ = tell.send(announced(regions, notice.payload()));
+                    }
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return failed(&error),
+                    None => return DatabaseError::Unavailable("the connection was closed".to_owned()),
+                }
+            }
+        };
+        let listened = async {
+            let listening = timeout(PING_TIMEOUT, client.batch_execute(&format!("LISTEN {CHANNEL}"))).await;
+            match listening {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return failed(&error),
+                Err(_) => return DatabaseError::TimedOut,
+            }
+            // As above.
+            let _ = tell.send(Announcement::Begun);
+            loop {
+                tokio::time::sleep(PING_PERIOD).await;
+                // An empty query: it reads nothing, and is answered.
+                match timeout(PING_TIMEOUT, client.batch_execute("")).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return failed(&error),
+                    Err(_) => return DatabaseError::TimedOut,
+                }
+            }
+        };
+        tokio::select! {
+            error = driven => error,
+            error = listened => error,
+        }
+    }
+}
+
+/// `region key`, or a region alone. What names no region of ours may mean any.
+fn announced(regions: &[String], payload: &str) -> Announcement {
+    let (name, key) = payload.split_once(' ').map_or((payload, None), |(name, key)| (name, Some(key)));
+    match (regions.iter().position(|region| region == name), key) {
+        (Some(region), Some(key)) => Announcement::Key(region, Bytes::copy_from_slice(key.as_bytes())),
+        (Some(region), None) => Announcement::Region(region),
+        // Of a region of somebody else's.
+        (None, Some(_)) => Announcement::Other,
+        (None, None) => Announcement::All,
+    }
+}
+
+impl Announcer for Postgres {
+    fn listen(
+        &self,
+        regions: Vec<(String, Arc<Query>)>,
+        tell: UnboundedSender<Announcement>,
+    ) -> BoxFuture<'static, DatabaseError> {
+        let postgres = self.clone();
+        let names: Vec<String> = regions.into_iter().map(|(name, _)| name).collect();
+        Box::pin(async move { Self::listen(&postgres, &names, &tell).await })
     }
 }
 
@@ -371,6 +453,19 @@ mod tests {
         assert_eq!(check("SELECT id, body FROM things WHERE id IN (:keys)"), Ok(()));
         for load in ["SELECT id, body FROM things", "SELECT 1, :keys2", "DELETE FROM things; SELECT :keys, 1"] {
             assert!(check(load).is_err(), "{load}");
+        }
+    }
+
+    #[test]
+    fn a_notice_names_a_region_and_a_key() {
+        let regions = ["things".to_owned(), "more".to_owned()];
+        for (payload, expected) in [
+            ("more k 1", Announcement::Key(1, Bytes::from("k 1"))),
+            ("things", Announcement::Region(0)),
+            ("others k1", Announcement::Other),
+            ("", Announcement::All),
+        ] {
+            assert_eq!(announced(&regions, payload), expected);
         }
     }
 

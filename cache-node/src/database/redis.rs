@@ -9,17 +9,22 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, ProtocolVersion, RedisError,
-    Script, ServerErrorKind, TlsCertificates,
+    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, IntoConnectionInfo as _, ProtocolVersion, PushKind,
+    RedisError, Script, ServerErrorKind, TlsCertificates, Value,
 };
 use tokio::sync::Mutex;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::time::timeout_at;
 
-use super::{Database, DatabaseError, Found, Query, Read};
+use super::{Announcement, Announcer, Database, DatabaseError, Found, Query, Read};
 
 /// Longest time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Whoever listens asks the server so often whether it is there.
+const PING_PERIOD: Duration = Duration::from_secs(2);
+/// Longest time for its answer.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// A server whose machine is gone is noticed within this time, while something is sent to it.
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(3);
 
@@ -138,6 +143,98 @@ async fn ask(mut connection: MultiplexedConnection, read: Read) -> Result<Found,
     Ok(read.keys.iter().zip(values.map_err(|error| failed(&error))?).filter_map(found).collect())
 }
 
+impl Redis {
+    /// Client tracking (<https://redis.io/docs/latest/develop/reference/client-side-caching/>), in broadcasting mode: the
+    /// server says which keys of ours have changed, whoever has read them.
+    async fn listen(&self, regions: &[(String, String)], tell: &UnboundedSender<Announcement>) -> DatabaseError {
+        let (pushed, mut pushes) = unbounded_channel();
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(PING_TIMEOUT))
+            .set_push_sender(pushed);
+        let mut connection = match self.0.client.get_multiplexed_async_connection_with_config(&config).await {
+            Ok(connection) => connection,
+            Err(error) => return DatabaseError::Unavailable(why_not_connected(&error)),
+        };
+        let mut tracking = redis::cmd("CLIENT");
+        tracking.arg("TRACKING").arg("ON").arg("BCAST");
+        prefixes(regions).into_iter().for_each(|prefix| {
+            tracking.arg("PREFIX").arg(prefix);
+        });
+        if let Err(error) = tracking.exec_async(&mut connection).await {
+            return failed(&error);
+        }
+        // Whoever was told ends us when it ends.
+        let _ = tell.send(Announcement::Begun);
+        let mut ping = tokio::time::interval(PING_PERIOD);
+        loop {
+            tokio::select! {
+                push = pushes.recv() => match push {
+                    Some(push) if push.kind == PushKind::Invalidate => {
+                        announced(regions, push.data).into_iter().for_each(|said| {
+                            // As above.
+                            let _ = tell.send(said);
+                        });
+                    }
+                    Some(push) if push.kind == PushKind::Disconnection => break,
+                    Some(_) => {}
+                    None => break,
+                },
+                _ = ping.tick() => {
+                    let mut connection = connection.clone();
+                    if let Err(error) = redis::cmd("PING").exec_async(&mut connection).await {
+                        return failed(&error);
+                    }
+                }
+            }
+        }
+        DatabaseError::Unavailable("the connection was closed".to_owned())
+    }
+}
+
+/// What to track: the beginnings of our keys, none of which may begin another.
+fn prefixes(regions: &[(String, String)]) -> Vec<&str> {
+    let all = || regions.iter().map(|(before, _)| before.as_str());
+    let mut needed: Vec<&str> =
+        all().filter(|one| !all().any(|other| other != *one && one.starts_with(other))).collect();
+    needed.sort_unstable();
+    needed.dedup();
+    needed
+}
+
+/// The changed keys; nil where the whole database was emptied.
+fn announced(regions: &[(String, String)], data: Vec<Value>) -> Vec<Announcement> {
+    let mut all = Vec::new();
+    for value in data {
+        let Value::Array(keys) = value else { return vec![Announcement::All] };
+        for key in keys {
+            let Value::BulkString(name) = key else { return vec![Announcement::All] };
+            let of_region = |(place, (before, after)): (usize, &(String, String))| {
+                let key = name.strip_prefix(before.as_bytes())?.strip_suffix(after.as_bytes())?;
+                Some(Announcement::Key(place, Bytes::copy_from_slice(key)))
+            };
+            all.extend(regions.iter().enumerate().filter_map(of_region));
+        }
+    }
+    all
+}
+
+impl Announcer for Redis {
+    fn listen(
+        &self,
+        regions: Vec<(String, Arc<Query>)>,
+        tell: UnboundedSender<Announcement>,
+    ) -> BoxFuture<'static, DatabaseError> {
+        let redis = self.clone();
+        let keys = regions.into_iter().map(|(_, query)| match &*query {
+            Query::Redis { key, .. } => key.clone(),
+            Query::Sql(_) => Default::default(),
+        });
+        let keys: Vec<(String, String)> = keys.collect();
+        Box::pin(async move { Self::listen(&redis, &keys, &tell).await })
+    }
+}
+
 impl Database for Redis {
     fn read(&self, read: Read) -> BoxFuture<'static, Result<Found, DatabaseError>> {
         let redis = self.clone();
@@ -171,6 +268,18 @@ fn failed(error: &RedisError) -> DatabaseError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_found_in_what_the_server_says() {
+        let region = |before: &str, after: &str| (before.to_owned(), after.to_owned());
+        let regions = [region("thing:", ""), region("thing:x:", ":body"), region("other:", "")];
+        assert_eq!(prefixes(&regions), ["other:", "thing:"]);
+        assert_eq!(prefixes(&[region("", ""), region("a", "")]), [""]);
+        let name = |name: &str| Value::BulkString(name.as_bytes().to_vec());
+        let said = announced(&regions, vec![Value::Array(vec![name("thing:x:1:body"), name("none")])]);
+        assert_eq!(said, [Announcement::Key(0, "x:1:body".into()), Announcement::Key(1, "1".into())]);
+        assert_eq!(announced(&regions, vec![Value::Nil]), [Announcement::All]);
+    }
 
     #[test]
     fn a_url_is_checked_and_its_password_is_in_no_message() {

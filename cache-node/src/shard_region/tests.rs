@@ -67,7 +67,7 @@ impl Scene {
         let config = write_config(dir.path(), load);
         let args = Args::parse_from(["cache-node", "--name", "a", "--seeds", "a=127.0.0.1:1", "--lanes", "2"]);
         let place = crate::place(&args, &config).expect("a sound place");
-        let node = Arc::new(Node::start(&args, crate::n_lanes(&args), &config, &place).expect("starts"));
+        let node = Arc::new(Node::start(&args, crate::n_lanes(&args), &config, &place).expect("starts").0);
         let lanes = crate::start_lanes(&node);
         let epoch = Epoch { term: Term { counter: 1, seed: 0 }, seq: 1 };
         let map = ShardMap::assigned(epoch, config.n_shards, place.seeds).expect("a map");

@@ -1,6 +1,7 @@
 //! Every database, as a real server that the tests start: what a cluster asks of it, counted by the server itself.
 //! `FAULT_RUNS` makes the runs long.
 
+mod announcing;
 mod away;
 mod budget;
 mod reading;

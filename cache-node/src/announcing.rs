@@ -1,0 +1,100 @@
+//! Changes that others make in the database: what it announces is forgotten at once, by the shards of this node.
+//!
+//! Every node listens to all of it, from its start: a shard that moves here finds a node that has heard everything. While
+//! nobody listens entries age as they would without announcements; when somebody does again, what was read before is read
+//! anew before it is served (H21).
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::Addr;
+use bytes::Bytes;
+use sharding::hash::shard_of;
+use tokio::sync::mpsc;
+
+use crate::database::{Announcement, Announcer, Query};
+use crate::metrics::AnnouncingMetrics;
+use crate::node::Node;
+use crate::shard_region::{Notice, ShardRegion};
+
+/// First pause before the database is listened to again; it doubles.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// Longest such pause.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Largest part of a pause that chance takes away.
+const JITTER: f64 = 0.5;
+/// Most notices on their way to the shards. One more, and all of its region is read anew: that is known at once.
+const NOTICES_MAX: usize = 10_000;
+
+/// A database that announces, and its regions.
+pub(crate) struct Announcing {
+    pub(crate) database: String,
+    pub(crate) announcer: Arc<dyn Announcer>,
+    /// Position of each among the node's regions, its name, and its query.
+    pub(crate) regions: Vec<(usize, String, Arc<Query>)>,
+    pub(crate) metrics: AnnouncingMetrics,
+}
+
+impl Announcing {
+    /// Listens for ever.
+    pub(crate) async fn run(self, node: Arc<Node>, lanes: Vec<Addr<ShardRegion>>) {
+        let mut pause = PAUSE_MIN;
+        loop {
+            let (tell, mut told) = mpsc::unbounded_channel();
+            let regions = self.regions.iter().map(|(_, name, query)| (name.clone(), Arc::clone(query))).collect();
+            let mut listening = self.announcer.listen(regions, tell);
+            let error = loop {
+                tokio::select! {
+                    // What was said before the end is heard first.
+                    biased;
+                    Some(said) = told.recv() => {
+                        if said == Announcement::Begun {
+                            pause = PAUSE_MIN;
+                        }
+                        self.take(&node, &lanes, said);
+                    }
+                    error = &mut listening => break error,
+                }
+            };
+            self.metrics.listening.set(0);
+            log::warn!(database = self.database; "announcements are not heard any more: {error}; trying on");
+            tokio::time::sleep(pause.mul_f64(1.0 - JITTER * fastrand::f64())).await;
+            pause = (2 * pause).min(PAUSE_MAX);
+        }
+    }
+
+    fn take(&self, node: &Node, lanes: &[Addr<ShardRegion>], said: Announcement) {
+        let distrust = |(place, ..): &(usize, String, Arc<Query>)| node.regions[*place].trust.begin(Instant::now());
+        match said {
+            Announcement::Begun => {
+                self.metrics.listening.set(1);
+                log::info!(database = self.database; "announcements are heard");
+                self.regions.iter().for_each(distrust);
+            }
+            Announcement::All => self.regions.iter().for_each(distrust),
+            Announcement::Region(region) => distrust(&self.regions[region]),
+            Announcement::Key(region, key) => {
+                self.metrics.notices.inc();
+                self.pass_on(node, lanes, self.regions[region].0, key);
+            }
+            Announcement::Other => {}
+        }
+    }
+
+    fn pass_on(&self, node: &Node, lanes: &[Addr<ShardRegion>], region: usize, key: Bytes) {
+        let shard = shard_of(&node.regions[region].name, &key, node.n_shards);
+        if !node.serves(shard) {
+            return;
+        }
+        let Ok(permit) = Arc::clone(&node.notices).try_acquire_owned() else {
+            node.regions[region].trust.begin(Instant::now());
+            return;
+        };
+        lanes[usize::from(shard.lane(node.n_lanes))].do_send(Notice { shard, region, key, permit });
+    }
+}
+
+/// Most notices on their way.
+pub(crate) const fn notices_max() -> usize {
+    NOTICES_MAX
+}
