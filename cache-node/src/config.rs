@@ -193,6 +193,8 @@ pub struct RegionConfig {
     pub query: Arc<Query>,
     /// Media type of its values.
     pub content_type: String,
+    /// What clients are told of keeping its values: a `Cache-Control`.
+    pub cache_control: String,
     /// How long its entries may be served.
     pub freshness: Freshness,
     /// Memory for its entries on one node, in bytes.

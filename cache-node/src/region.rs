@@ -29,6 +29,7 @@ pub(crate) struct Region {
     place: usize,
     pub(crate) name: RegionName,
     pub(crate) content_type: String,
+    pub(crate) cache_control: String,
     pub(crate) freshness: Freshness,
     pub(crate) max_bytes: u64,
     loader: Loader,
@@ -62,7 +63,8 @@ impl Region {
 
     /// What routers need to know of it.
     pub(crate) fn info(&self) -> RegionInfo {
-        RegionInfo { name: self.name.clone(), content_type: self.content_type.clone() }
+        let (content_type, cache_control) = (self.content_type.clone(), self.cache_control.clone());
+        RegionInfo { name: self.name.clone(), content_type, cache_control }
     }
 }
 
@@ -170,6 +172,7 @@ pub(crate) fn start(
         place,
         name: region.name.clone(),
         content_type: region.content_type.clone(),
+        cache_control: region.cache_control.clone(),
         freshness: region.freshness,
         max_bytes: region.max_bytes,
         loader: loaders[region.database].clone(),

@@ -57,6 +57,7 @@ fn a_mistake_in_the_file_is_named_with_its_line_and_column() {
         (region("max_bytes = \"256 apples\"\n"), ":6:13", "a size is a number with a unit"),
         (region("max_bytes = \"0MiB\"\n"), ":6:13", "more than 0"),
         (region("content_type = \"json\"\n"), ":6:16", "a media type"),
+        (region("cache_control = \"a\\nb\"\n"), ":6:17", "a Cache-Control"),
         (region("ttl = \"60s\"\nmax_stale = \"1s\"\n"), ":7:13", "max_stale is shorter than ttl"),
         (region("ttl = \"60s\nmax_stale\n"), ":7:10", "expected `=`"),
         (region("").replace("SELECT id", "SELEC id"), ":5:8", "syntax error"),

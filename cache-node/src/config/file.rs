@@ -18,7 +18,7 @@ use crate::database::{Query, postgres, redis};
 use crate::shard::freshness::Freshness;
 
 const SQLITE_SCHEME: &str = "sqlite:";
-const CONTENT_TYPE_BYTES_MAX: usize = 255;
+const HEADER_BYTES_MAX: usize = 255;
 
 /// Where a key stands in the name of a key in Redis.
 const REDIS_KEY: &str = "{key}";
@@ -30,6 +30,8 @@ const LOAD_KEYS_MAX: usize = 256;
 const BUDGET_MAX: u32 = 1_000_000;
 const LOAD_QUEUE_MAX: usize = 65_536;
 const CONTENT_TYPE: &str = "application/octet-stream";
+/// A client may keep a value but asks each time whether it still holds: only this cache knows.
+const CACHE_CONTROL: &str = "no-cache";
 const TTL: Duration = Duration::from_secs(60);
 const MAX_STALE: Duration = Duration::from_secs(600);
 const ABSENT_TTL: Duration = Duration::from_secs(5);
@@ -70,6 +72,7 @@ struct RegionTable {
     key: Option<Spanned<String>>,
     field: Option<Spanned<String>>,
     content_type: Option<Spanned<String>>,
+    cache_control: Option<Spanned<String>>,
     ttl: Option<Spanned<String>>,
     max_stale: Option<Spanned<String>>,
     absent_ttl: Option<Spanned<String>>,
@@ -254,6 +257,7 @@ impl Source<'_> {
             database,
             query,
             content_type: self.content_type(table.content_type.as_ref())?,
+            cache_control: self.cache_control(table.cache_control.as_ref())?,
             freshness,
             max_bytes: self.bytes(table.max_bytes.as_ref(), MAX_BYTES)?,
         })
@@ -302,8 +306,18 @@ impl Source<'_> {
         let Some(text) = text else { return Ok(CONTENT_TYPE.to_owned()) };
         let value = text.get_ref();
         let printable = value.bytes().all(|b| (0x20..0x7f).contains(&b));
-        if !printable || !value.contains('/') || value.len() > CONTENT_TYPE_BYTES_MAX {
+        if !printable || !value.contains('/') || value.len() > HEADER_BYTES_MAX {
             return Err(self.wrong(text, "content_type is a media type, as \"application/json\""));
+        }
+        Ok(value.clone())
+    }
+
+    fn cache_control(&self, text: Option<&Spanned<String>>) -> Result<String, ConfigError> {
+        let Some(text) = text else { return Ok(CACHE_CONTROL.to_owned()) };
+        let value = text.get_ref();
+        let printable = value.bytes().all(|b| (0x20..0x7f).contains(&b));
+        if value.trim().is_empty() || !printable || value.len() > HEADER_BYTES_MAX {
+            return Err(self.wrong(text, "cache_control is a Cache-Control, as \"no-store\" or \"public, max-age=5\""));
         }
         Ok(value.clone())
     }

@@ -29,6 +29,8 @@ use super::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Where changes are announced: `NOTIFY distributed_cache, 'region key'`, or the region alone for all of it.
 const CHANNEL: &str = "distributed_cache";
+/// As what whoever listens is known to the server.
+const LISTENER: &str = "distributed-cache announcements";
 /// Whoever listens asks the server so often whether it is there.
 const PING_PERIOD: Duration = Duration::from_secs(2);
 /// Longest time for its answer.
@@ -189,6 +191,9 @@ impl Postgres {
 impl Postgres {
     async fn listen(&self, regions: &[String], tell: &UnboundedSender<Announcement>) -> DatabaseError {
         let Inner { config, tls, .. } = &*self.0;
+        // So that it is told apart in pg_stat_activity.
+        let mut config = config.clone();
+        config.application_name(LISTENER);
         let (client, mut connection) = match timeout(CONNECT_TIMEOUT, config.connect(tls.clone())).await {
             Ok(Ok(connected)) => connected,
             Ok(Err(error)) => return failed(&error),

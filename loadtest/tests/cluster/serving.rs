@@ -33,6 +33,15 @@ fn every_router_serves_the_same_value_and_the_database_is_asked_once() {
 }
 
 #[test]
+fn clients_are_told_what_the_region_says_of_keeping_its_values() {
+    let second = REGION.replace("things]", "lasting]");
+    let config = format!("{DATABASE}{REGION}{second}cache_control = \"public, max-age=5\"\n");
+    let it = Scene::configured("INSERT INTO things VALUES ('a', 'b')", &config).start();
+    assert_eq!(header(&it.get(0, "/things/a"), "cache-control"), "no-cache");
+    assert_eq!(header(&it.get(0, "/lasting/a"), "cache-control"), "public, max-age=5");
+}
+
+#[test]
 fn what_is_not_there_is_remembered_too() {
     let it = Scene::demo(100).start();
     let first = it.get(0, "/cache-data/4711");

@@ -48,8 +48,8 @@ impl Writer {
     fn cut(&mut self) {
         match self {
             Self::Postgres(runtime, client) => {
-                let sql =
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' OR query = ''";
+                let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                           WHERE application_name = 'distributed-cache announcements'";
                 runtime.block_on(client.batch_execute(sql)).expect("cut");
             }
             Self::Redis(redis) => {

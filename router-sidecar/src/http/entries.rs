@@ -16,8 +16,6 @@ use crate::forward::Question;
 pub(super) const CACHE_STATUS: &str = "cache-status";
 /// How this cache is called there.
 const CACHE_NAME: &str = "distributed-cache";
-/// A client may keep an answer but asks each time whether it still holds: only this cache knows.
-const CLIENT_CACHING: &str = "no-cache";
 
 pub(super) async fn get(
     request: &HttpRequest,
@@ -40,7 +38,7 @@ fn found(request: &HttpRequest, region: &RegionInfo, entry: &Entry, etag: Etag, 
     let mut response = HttpResponse::build(status);
     response
         .insert_header((AGE, entry.age.as_secs()))
-        .insert_header((CACHE_CONTROL, CLIENT_CACHING))
+        .insert_header((CACHE_CONTROL, region.cache_control.as_str()))
         .insert_header((CACHE_STATUS, cache_status(entry)))
         .insert_header((ETAG, etag));
     if is_known {

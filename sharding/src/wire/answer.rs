@@ -172,6 +172,8 @@ pub struct RegionInfo {
     pub name: RegionName,
     /// Media type of its values.
     pub content_type: String,
+    /// What clients and proxies on the way are told of keeping its values (RFC 9111, `Cache-Control`).
+    pub cache_control: String,
 }
 
 impl Welcome {
@@ -355,6 +357,7 @@ impl MapAnswer {
         for region in &self.regions {
             put_short(out, region.name.as_str().as_bytes());
             put_short(out, region.content_type.as_bytes());
+            put_short(out, region.cache_control.as_bytes());
         }
     }
 
@@ -363,7 +366,8 @@ impl MapAnswer {
         let failover = Duration::from_millis(u64::from(fields.u32()?));
         let regions = many(fields, |fields| {
             let name = RegionName::parse(&fields.text("region name")?).map_err(|_| WireError::Field("region name"))?;
-            Ok(RegionInfo { name, content_type: fields.text("content type")? })
+            let (content_type, cache_control) = (fields.text("content type")?, fields.text("cache control")?);
+            Ok(RegionInfo { name, content_type, cache_control })
         })?;
         Ok(Self { map, regions, failover })
     }

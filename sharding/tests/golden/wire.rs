@@ -97,11 +97,11 @@ fn what_a_node_sends() {
     let members = vec![Member { node, data: "h:1".to_owned() }];
     let map = ShardMap::new(EPOCH, members, vec![Some(0), None]).expect("a map");
     let name = RegionName::parse("r").expect("a name");
-    let regions = vec![RegionInfo { name, content_type: "t".to_owned() }];
+    let regions = vec![RegionInfo { name, content_type: "t".to_owned(), cache_control: "c".to_owned() }];
     let map = AnswerBody::Map(Box::new(MapAnswer { map: Arc::new(map), regions, failover: Duration::from_secs(1) }));
     let map_hex =
-        format!("07000000 {EPOCH_HEX} 0100 0200 6e30 0300 683a31 0200 0000 ffff e8030000 0100 0100 72 0100 74");
-    from_node(&answer(map), &format!("34000000 47 {map_hex}"));
+        format!("07000000 {EPOCH_HEX} 0100 0200 6e30 0300 683a31 0200 0000 ffff e8030000 0100 0100 72 0100 74 0100 63");
+    from_node(&answer(map), &format!("37000000 47 {map_hex}"));
 }
 
 #[test]
