@@ -88,6 +88,12 @@ fn the_names_are_those_of_the_article() {
     assert_eq!(document(&demo, "Service", "distributed-cache-service")["spec"]["ports"][0]["port"], 9000);
     let ingress = document(&demo, "Ingress", "distributed-cache-ingress");
     assert_eq!(ingress["spec"]["rules"][0]["host"], "distributed-cache.com");
+    let paths = ingress["spec"]["rules"][0]["http"]["paths"].as_array().expect("paths");
+    assert_eq!(
+        paths.iter().map(|path| &path["path"]).collect::<Vec<_>>(),
+        ["/cache-data"],
+        "and nothing of the inside"
+    );
     let backend = &ingress["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["name"];
     assert_eq!(backend, "distributed-cache-service");
 }
