@@ -4,6 +4,7 @@
 //! nobody listens entries age as they would without announcements; when somebody does again, what was read before is read
 //! anew before it is served (H21).
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,12 +34,14 @@ pub(crate) struct Announcing {
     /// Position of each among the node's regions, its name, and its query.
     pub(crate) regions: Vec<(usize, String, Arc<Query>)>,
     pub(crate) metrics: AnnouncingMetrics,
+    /// It has announced something that concerns no region.
+    pub(crate) has_met_others: Cell<bool>,
 }
 
 impl Announcing {
     /// Listens for ever.
     pub(crate) async fn run(self, node: Arc<Node>, lanes: Vec<Addr<ShardRegion>>) {
-        let mut pause = PAUSE_MIN;
+        let (mut pause, mut is_news) = (PAUSE_MIN, true);
         loop {
             let (tell, mut told) = mpsc::unbounded_channel();
             let regions = self.regions.iter().map(|(_, name, query)| (name.clone(), Arc::clone(query))).collect();
@@ -49,7 +52,7 @@ impl Announcing {
                     biased;
                     Some(said) = told.recv() => {
                         if said == Announcement::Begun {
-                            pause = PAUSE_MIN;
+                            (pause, is_news) = (PAUSE_MIN, true);
                         }
                         self.take(&node, &lanes, said);
                     }
@@ -57,7 +60,9 @@ impl Announcing {
                 }
             };
             self.metrics.listening.set(0);
-            log::warn!(database = self.database; "announcements are not heard any more: {error}; trying on");
+            if std::mem::replace(&mut is_news, false) {
+                log::warn!(database = self.database; "announcements are not heard: {error}; trying on");
+            }
             tokio::time::sleep(pause.mul_f64(1.0 - JITTER * fastrand::f64())).await;
             pause = (2 * pause).min(PAUSE_MAX);
         }
@@ -77,7 +82,12 @@ impl Announcing {
                 self.metrics.notices.inc();
                 self.pass_on(node, lanes, self.regions[region].0, key);
             }
-            Announcement::Other => {}
+            Announcement::Other(name) => {
+                if !self.has_met_others.replace(true) {
+                    let database = &self.database;
+                    log::warn!(database; "announces changes in {name:?}, which is no region here; said once");
+                }
+            }
         }
     }
 

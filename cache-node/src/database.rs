@@ -91,8 +91,8 @@ pub enum Announcement {
     Region(usize),
     /// Anything may have changed.
     All,
-    /// Nothing of ours.
-    Other,
+    /// Something in a region that is none of ours.
+    Other(String),
 }
 
 /// A database that says what changes in it.

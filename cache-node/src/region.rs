@@ -1,5 +1,6 @@
 //! The regions of a node, ready to serve: each with its query, its times, its loader and its counters.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -156,7 +157,13 @@ pub(crate) fn start(
                 (place, region.name.as_str().to_owned(), Arc::clone(&region.query))
             };
             let (regions, metrics) = (own().map(named).collect(), metrics.announcing(&name));
-            announcing.push(Announcing { database: name.clone(), announcer, regions, metrics });
+            announcing.push(Announcing {
+                database: name.clone(),
+                announcer,
+                regions,
+                metrics,
+                has_met_others: Cell::default(),
+            });
         }
         let loaded = |(place, region): (usize, &RegionConfig)| LoadedRegion {
             place,

@@ -35,6 +35,10 @@ const LISTENER: &str = "distributed-cache announcements";
 const PING_PERIOD: Duration = Duration::from_secs(2);
 /// Longest time for its answer.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// A statement is prepared anew after so long.
+const PREPARED_MAX: Duration = Duration::from_secs(60);
+/// And after so long when there are keys that have not the type that it knows.
+const PREPARED_MAX_WITH_MISFITS: Duration = Duration::from_secs(1);
 /// Longest time for a server to stop a statement that it was told to stop.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 /// What the server takes for `statement_timeout`, in milliseconds.
@@ -63,6 +67,27 @@ struct Connection {
 struct Prepared {
     statement: Statement,
     keys: KeyType,
+    since: Instant,
+}
+
+impl Prepared {
+    /// Whether it is young enough: a table may get another type of key, and then keys fit that did not before.
+    fn may_serve(&self, keys: &[Bytes]) -> bool {
+        let all_fit = self.keys.bind(keys).is_some_and(|(_, n_fit)| n_fit == keys.len());
+        self.since.elapsed() < if all_fit { PREPARED_MAX } else { PREPARED_MAX_WITH_MISFITS }
+    }
+}
+
+/// Why a statement brought no rows.
+enum Asked {
+    TooLate(DatabaseError),
+    Refused(Error),
+}
+
+/// Whether a statement that was sound once is refused because of what it is about.
+fn is_outdated(error: &Error) -> bool {
+    let classes = ["42", "0A", "26"];
+    error.code().is_some_and(|code| classes.iter().any(|class| code.code().starts_with(class)))
 }
 
 /// Reads a URL as the driver knows it, `postgres://` or `postgresql://`.
@@ -238,15 +263,15 @@ impl Postgres {
     }
 }
 
-/// `region key`, or a region alone. What names no region of ours may mean any.
+/// `region key`, or a region alone, or nothing: all of them.
 fn announced(regions: &[String], payload: &str) -> Announcement {
     let (name, key) = payload.split_once(' ').map_or((payload, None), |(name, key)| (name, Some(key)));
     match (regions.iter().position(|region| region == name), key) {
         (Some(region), Some(key)) => Announcement::Key(region, Bytes::copy_from_slice(key.as_bytes())),
         (Some(region), None) => Announcement::Region(region),
+        (None, None) if name.is_empty() => Announcement::All,
         // Of a region of somebody else's.
-        (None, Some(_)) => Announcement::Other,
-        (None, None) => Announcement::All,
+        (None, _) => Announcement::Other(name.to_owned()),
     }
 }
 
@@ -272,25 +297,41 @@ impl Database for Postgres {
 impl Connection {
     async fn read(&mut self, read: &Read) -> Result<Found, DatabaseError> {
         let Query::Sql(load) = &*read.query else { return Err(DatabaseError::Failed("it takes SQL".to_owned())) };
-        let prepared = match self.prepared.get(&read.comment) {
-            Some(prepared) => prepared.clone(),
-            None => {
-                let prepared = self.prepare(load, &read.comment).await?;
-                self.prepared.insert(Arc::clone(&read.comment), prepared.clone());
-                prepared
-            }
+        let known = self.prepared.get(&read.comment).filter(|prepared| prepared.may_serve(&read.keys)).cloned();
+        let is_old = known.is_some();
+        let prepared = match known {
+            Some(prepared) => prepared,
+            None => self.prepare_anew(load, &read.comment).await?,
         };
-        let Some(keys) = prepared.keys.bind(&read.keys) else { return Ok(Found::new()) };
+        match self.ask(&prepared, read).await {
+            // The table is another than when the statement was prepared: it was not run.
+            Err(Asked::Refused(error)) if is_old && is_outdated(&error) => {
+                let prepared = self.prepare_anew(load, &read.comment).await?;
+                self.ask(&prepared, read).await
+            }
+            answer => answer,
+        }
+        .map_err(|asked| match asked {
+            Asked::TooLate(error) => error,
+            Asked::Refused(error) => failed(&error),
+        })
+    }
+
+    async fn prepare_anew(&mut self, load: &str, comment: &Arc<str>) -> Result<Prepared, DatabaseError> {
+        self.prepared.remove(comment);
+        let prepared = self.prepare(load, comment).await?;
+        self.prepared.insert(Arc::clone(comment), prepared.clone());
+        Ok(prepared)
+    }
+
+    async fn ask(&self, prepared: &Prepared, read: &Read) -> Result<Found, Asked> {
+        let Some((keys, _)) = prepared.keys.bind(&read.keys) else { return Ok(Found::new()) };
         // Connecting and preparing may have taken long.
-        read.may_be_sent()?;
-        let rows = self.client.query(&prepared.statement, &[&*keys]).await.map_err(|error| {
-            // The table may be another than when the statement was prepared.
-            self.prepared.remove(&read.comment);
-            failed(&error)
-        })?;
+        read.may_be_sent().map_err(Asked::TooLate)?;
+        let rows = self.client.query(&prepared.statement, &[&*keys]).await.map_err(Asked::Refused)?;
         let mut found = Found::with_capacity(rows.len());
         for row in &rows {
-            let column = |at| bytes_of(row, at).map_err(|error| failed(&error));
+            let column = |at| bytes_of(row, at).map_err(Asked::Refused);
             if let (Some(key), Some(value)) = (column(0)?, column(1)?) {
                 // Where several rows answer a key the first counts.
                 found.entry(key).or_insert(value);
@@ -318,7 +359,7 @@ impl Connection {
         let (key, value) = (cast(key.type_()), cast(value.type_()));
         let sql = format!("SELECT t.k{key}, t.v{value} FROM (\n{inner}\n) AS t(k, v) /* {comment} */");
         let statement = self.client.prepare_typed(&sql, asked.params()).await.map_err(|error| failed(&error))?;
-        Ok(Prepared { statement, keys })
+        Ok(Prepared { statement, keys, since: Instant::now() })
     }
 }
 
@@ -353,8 +394,8 @@ impl KeyType {
         })
     }
 
-    /// Those keys that can have a row; `None`: none of them can.
-    fn bind(self, keys: &[Bytes]) -> Option<Box<dyn ToSql + Sync + Send>> {
+    /// Those keys that can have a row, and how many they are; `None`: none of them can.
+    fn bind(self, keys: &[Bytes]) -> Option<(Box<dyn ToSql + Sync + Send>, usize)> {
         match self {
             Self::Int2 => list(keys, canonical::<i16>),
             Self::Int4 => list(keys, canonical::<i32>),
@@ -370,9 +411,10 @@ impl KeyType {
 fn list<T: ToSql + Sync + Send + 'static>(
     keys: &[Bytes],
     one: impl Fn(&Bytes) -> Option<T>,
-) -> Option<Box<dyn ToSql + Sync + Send>> {
+) -> Option<(Box<dyn ToSql + Sync + Send>, usize)> {
     let values: Vec<T> = keys.iter().filter_map(one).collect();
-    if values.is_empty() { None } else { Some(Box::new(values)) }
+    let n_fit = values.len();
+    if n_fit == 0 { None } else { Some((Box::new(values), n_fit)) }
 }
 
 fn plain(key: &Bytes) -> Option<&str> {
@@ -429,8 +471,8 @@ fn text(error: &Error) -> String {
 
 fn failed(error: &Error) -> DatabaseError {
     let Some(code) = error.code() else { return DatabaseError::Unavailable(text(error)) };
-    // Connection exceptions, insufficient resources, operator intervention, and a login that is refused.
-    let is_away = ["08", "53", "57P", "28"].iter().any(|class| code.code().starts_with(class));
+    // Connection exceptions, insufficient resources, operator intervention, a login that is refused, no such database.
+    let is_away = ["08", "53", "57P", "28", "3D"].iter().any(|class| code.code().starts_with(class));
     match *code {
         SqlState::QUERY_CANCELED => DatabaseError::TimedOut,
         _ if is_away => DatabaseError::Unavailable(text(error)),
@@ -467,7 +509,8 @@ mod tests {
         for (payload, expected) in [
             ("more k 1", Announcement::Key(1, Bytes::from("k 1"))),
             ("things", Announcement::Region(0)),
-            ("others k1", Announcement::Other),
+            ("others k1", Announcement::Other("others".to_owned())),
+            ("THINGS", Announcement::Other("THINGS".to_owned())),
             ("", Announcement::All),
         ] {
             assert_eq!(announced(&regions, payload), expected);

@@ -111,7 +111,15 @@ fn postgresql_is_asked_with_the_type_that_a_key_has() {
     let uuid = "0188b7b0-0000-4000-8000-0123456789ab";
     assert_eq!(it.get(1, &format!("/uuids/{uuid}")).bytes().expect("bytes").to_vec(), [0, 255]);
     assert_eq!(it.get(1, &format!("/uuids/{}", uuid.to_uppercase())).status(), 404);
-    // A table that changes under a prepared statement.
+    // A table that changes under prepared statements: other columns, and keys that did not fit before.
+    let big = "/numbers/3000000000";
+    assert_eq!(it.get(0, big).status(), 404);
+    it.server.execute("ALTER TABLE numbers ALTER COLUMN id TYPE bigint; INSERT INTO numbers VALUES (3000000000, '{}')");
+    eventually("the key fits", || it.get(0, big).status() == 200);
+    it.server.execute("DROP TABLE numbers; CREATE TABLE numbers (id text PRIMARY KEY, body text); INSERT INTO numbers VALUES ('x1', 'X')");
+    eventually("keys are texts now", || it.get(1, "/numbers/x1").status() == 200);
+    it.server.execute("DROP TABLE numbers; CREATE TABLE numbers (id bigint PRIMARY KEY, body text); INSERT INTO numbers VALUES (7, 'Y')");
+    assert_eq!(it.get(2, "/numbers/7").text().expect("text"), "Y", "and numbers again, without an error");
     it.server.execute("ALTER TABLE numbers ADD COLUMN more text; INSERT INTO numbers VALUES (43, '{}')");
     eventually("the statement is prepared anew", || it.get(0, "/numbers/43").status() == 200);
 }
