@@ -25,7 +25,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Largest part of a pause that chance takes away.
 const JITTER: f64 = 0.5;
 /// Most notices on their way to the shards. One more, and all of its region is read anew: that is known at once.
-const NOTICES_MAX: usize = 10_000;
+pub(crate) const NOTICES_MAX: usize = 10_000;
 
 /// A database that announces, and its regions.
 pub(crate) struct Announcing {
@@ -102,9 +102,4 @@ impl Announcing {
         };
         lanes[usize::from(shard.lane(node.n_lanes))].do_send(Notice { shard, region, key, permit });
     }
-}
-
-/// Most notices on their way.
-pub(crate) const fn notices_max() -> usize {
-    NOTICES_MAX
 }

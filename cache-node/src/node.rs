@@ -119,7 +119,7 @@ impl Node {
             registry,
             in_flight_max: args.in_flight_max,
             connections_max: args.connections_max,
-            notices: Arc::new(Semaphore::new(announcing::notices_max())),
+            notices: Arc::new(Semaphore::new(announcing::NOTICES_MAX)),
             passing: Arc::new(Semaphore::new(args.pass_through_in_flight_max)),
             connections: Arc::new(Semaphore::new(args.connections_max)),
             stage: watch::Sender::new(Stage::Serving),

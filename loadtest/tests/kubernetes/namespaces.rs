@@ -188,6 +188,14 @@ impl Net {
         }
     }
 
+    /// Starts the three seeds, and waits until they are ready.
+    fn start_seeds(&mut self, life: usize, hosts: &[&str]) {
+        for ordinal in 0..3 {
+            self.start(ordinal, life, hosts);
+        }
+        self.await_ready();
+    }
+
     /// Ends a pod as Kubernetes does: the node first, then its router.
     fn stop(&mut self, ordinal: usize) {
         let mut pod = self.pods.remove(&ordinal).expect("it runs");
@@ -325,10 +333,7 @@ fn pods_with_addresses_of_their_own_survive_a_cut_and_name_servers_that_are_behi
     let Some(mut net) = Net::new() else { return };
     let first = [0, 1, 2].map(|ordinal| address(ordinal, 0));
     let first = first.each_ref().map(String::as_str);
-    for ordinal in 0..3 {
-        net.start(ordinal, 0, &first);
-    }
-    net.await_ready();
+    net.start_seeds(0, &first);
     net.await_owners(&[0, 1, 2]);
 
     // One link is cut: two pods do not hear each other, and both hear the third.
@@ -364,10 +369,7 @@ fn pods_that_are_deleted_by_force_one_or_all_are_made_good_for() {
     let seeds = [0, 1, 2].map(service_address);
     let seeds = seeds.each_ref().map(String::as_str);
     let began = Instant::now();
-    for ordinal in 0..3 {
-        net.start(ordinal, 0, &seeds);
-    }
-    net.await_ready();
+    net.start_seeds(0, &seeds);
     println!("three pods are ready after {:?}", began.elapsed());
     net.await_owners(&[0, 1, 2]);
     let load = Load::start([0, 2].map(|ordinal| net.router(ordinal)).to_vec());
@@ -385,10 +387,7 @@ fn pods_that_are_deleted_by_force_one_or_all_are_made_good_for() {
 
     net.pods.clear();
     let began = Instant::now();
-    for ordinal in 0..3 {
-        net.start(ordinal, 2, &seeds);
-    }
-    net.await_ready();
+    net.start_seeds(2, &seeds);
     println!("after all pods were deleted they are ready again after {:?}", began.elapsed());
     net.await_owners(&[0, 1, 2]);
 }
@@ -398,10 +397,7 @@ fn a_rolling_restart_and_scaling_in_and_out_fail_no_read() {
     let Some(mut net) = Net::new() else { return };
     let seeds = [0, 1, 2].map(service_address);
     let seeds = seeds.each_ref().map(String::as_str);
-    for ordinal in 0..3 {
-        net.start(ordinal, 0, &seeds);
-    }
-    net.await_ready();
+    net.start_seeds(0, &seeds);
     let load = Load::start((0..3).map(|ordinal| net.router(ordinal)).collect());
     // As a StatefulSet does: the last one first, each at another address.
     for ordinal in [2, 1, 0] {
