@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use clap::Parser;
 use sharding::budget::Budget;
-use sharding::id::{DatabaseName, NShards, NodeId, RegionName};
+use sharding::id::{ClusterName, DatabaseName, NShards, NodeId, RegionName};
 use sharding::map::Member;
 use sharding::times::{Times, TimesError};
 use transport::seeds::{DATA_PORT, SeedArgs, SeedsError};
 
-use crate::database::Query;
+use crate::database::{Query, Statements};
 use crate::shard::freshness::Freshness;
 
 /// Exit code for a mistake in the configuration (`EX_USAGE` of sysexits.h).
@@ -25,7 +25,25 @@ pub const EXIT_CONFIG: u8 = 64;
 
 /// A node of the distributed cache: owns shards, keeps their entries, loads what is missing.
 #[derive(Clone, Debug, Parser)]
-#[command(version)]
+#[command(version, subcommand_negates_reqs = true)]
+pub struct Program {
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub task: Option<Task>,
+    /// How to serve.
+    #[command(flatten)]
+    pub args: Args,
+}
+
+/// What the program does for those who set up a database.
+#[derive(Clone, Copy, Debug, clap::Subcommand)]
+pub enum Task {
+    /// Print the SQL of the table that a database needs to be written to; for PostgreSQL and SQLite alike.
+    FenceTable,
+}
+
+/// How a node serves.
+#[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Name of this node; in a cluster of pods the pod's name.
     #[arg(long, env = "POD_NAME", value_parser = NodeId::parse)]
@@ -71,6 +89,9 @@ pub struct Args {
     /// Most keys that are read past owners at a time; one more is answered "overloaded".
     #[arg(long, env = "CACHE_NODE_PASS_THROUGH_IN_FLIGHT_MAX", default_value_t = 1024)]
     pub pass_through_in_flight_max: usize,
+    /// Most bytes of values that wait to be written at a time; a write beyond it is answered "not applied".
+    #[arg(long, env = "CACHE_NODE_WRITING_BYTES_MAX", default_value_t = 64 * 1024 * 1024)]
+    pub writing_bytes_max: usize,
     /// How long this node may act as an owner without an answer of the coordinator.
     #[arg(long, env = "CACHE_NODE_LEASE", default_value = "1200ms", value_parser = humantime::parse_duration)]
     pub lease: Duration,
@@ -140,6 +161,8 @@ impl Args {
 pub struct CacheConfig {
     /// Shards of the cluster.
     pub n_shards: NShards,
+    /// The cluster's name, by which its fences are told from another's.
+    pub cluster: ClusterName,
     /// Every database.
     pub databases: Vec<DatabaseConfig>,
     /// Every region.
@@ -178,8 +201,10 @@ pub struct DatabaseConfig {
     pub load_timeout: Duration,
     /// Most keys in one operation.
     pub load_keys_max: usize,
-    /// Most loads that wait; one more is answered "overloaded".
+    /// Most loads and writes that wait; one more is answered "overloaded".
     pub load_queue_max: usize,
+    /// Longest time that a write may take, from when it is sent.
+    pub write_timeout: Duration,
 }
 
 /// A region.
@@ -191,6 +216,8 @@ pub struct RegionConfig {
     pub database: usize,
     /// What reads its values.
     pub query: Arc<Query>,
+    /// What writes them; `None`: nothing may.
+    pub statements: Option<Arc<Statements>>,
     /// Media type of its values.
     pub content_type: String,
     /// What clients are told of keeping its values: a `Cache-Control`.
@@ -219,5 +246,27 @@ impl CacheConfig {
     /// [`ConfigError`] for the first mistake.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         file::load(path)
+    }
+
+    /// Checks that a write surely ends while its lease lasts.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for the first database whose writes may take longer.
+    pub fn check_writes(&self, path: &Path, times: &Times) -> Result<(), ConfigError> {
+        let guard = times.bound(times.lease).saturating_sub(times.lease);
+        let is_written =
+            |place| self.regions.iter().any(|region| region.database == place && region.statements.is_some());
+        let longest = times.lease.saturating_sub(times.period + guard);
+        for (place, database) in self.databases.iter().enumerate() {
+            if is_written(place) && database.write_timeout >= longest {
+                let (name, timeout) = (&database.name, database.write_timeout);
+                let message = format!(
+                    "write_timeout of database {name} is {timeout:?}; it must be below {longest:?}, which is the lease \
+                     less its period and its guard: shorten it, or lengthen --lease"
+                );
+                return Err(ConfigError { place: path.display().to_string(), message });
+            }
+        }
+        Ok(())
     }
 }

@@ -12,8 +12,8 @@ use std::time::Duration;
 use actix::Addr;
 use bytes::BytesMut;
 use sharding::wire::{
-    Answer, AnswerBody, Ask, FailureCode, FrameReader, Join, MapAnswer, PROTOCOL, REQUEST_FRAME_BYTES_MAX, Refused,
-    Request, RequestBody, ToNode, Welcome, WireError,
+    Answer, AnswerBody, Ask, FailureCode, FrameReader, GREETING_FRAME_BYTES_MAX, Join, MapAnswer, PROTOCOL,
+    REQUEST_FRAME_BYTES_MAX, Refused, Request, RequestBody, ToNode, Welcome, WireError,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -25,7 +25,7 @@ use crate::membership::{self, Inbox};
 use crate::node::{Node, Stage};
 use crate::region::Region;
 use crate::reply::Outbox;
-use crate::shard::{Op, Work};
+use crate::shard::{Op, Work, Writing};
 use crate::shard_region::{Connect, Lane, ShardRegion};
 
 /// Longest time from a connection to its greeting.
@@ -117,6 +117,8 @@ async fn introduce(mut stream: TcpStream, node: Arc<Node>, lanes: Vec<Addr<Shard
                 format!("this node speaks protocol {PROTOCOL}, the router {}; use one release", hello.protocol);
             return Err(refuse(&mut stream, message).await);
         }
+        let mut reader = reader;
+        reader.accept_up_to(REQUEST_FRAME_BYTES_MAX);
         let lane = &lanes[usize::from(hello.lane) % lanes.len()];
         lane.do_send(Connect { stream: stream.into_std()?, reader, permit });
         Ok(())
@@ -148,7 +150,7 @@ async fn join_seed(
 }
 
 async fn greeting(stream: &mut TcpStream) -> Result<(ToNode, FrameReader), End> {
-    let mut reader = FrameReader::new(REQUEST_FRAME_BYTES_MAX);
+    let mut reader = FrameReader::new(GREETING_FRAME_BYTES_MAX);
     loop {
         if let Some(frame) = reader.next_frame()? {
             return Ok((ToNode::decode(frame)?, reader));
@@ -261,6 +263,19 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
         RequestBody::PassThrough(ask) => (Op::PassThrough, ask),
         RequestBody::Invalidate(ask) => (Op::Invalidate, ask),
         RequestBody::InvalidatePrefix(ask) => (Op::InvalidatePrefix, ask),
+        RequestBody::Put(ask, precondition, value) => {
+            // One that is empty is something to keep too.
+            let bytes = u32::try_from(value.len().max(1)).unwrap_or(u32::MAX);
+            let Ok(room) = Arc::clone(&node.writing_bytes).try_acquire_many_owned(bytes) else {
+                let message = "not written: the values that this node is writing take all the room there is for them";
+                reply.fail(FailureCode::NotApplied, OVERLOADED_RETRY, message);
+                return None;
+            };
+            (Op::Write(Box::new(Writing { value: Some(value), precondition, _room: Some(room) })), ask)
+        }
+        RequestBody::Delete(ask, precondition) => {
+            (Op::Write(Box::new(Writing { value: None, precondition, _room: None })), ask)
+        }
         RequestBody::GetMap => {
             match node.map() {
                 Some(map) => {
@@ -289,10 +304,16 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
         reply.fail(FailureCode::Overloaded, OVERLOADED_RETRY, message);
         return None;
     }
+    if matches!(op, Op::Write(_)) && node.regions[region].fence.is_none() {
+        // The router knew better, by the configuration of another node.
+        let message = format!("not written: region {} is not written to", node.regions[region].name);
+        reply.fail(FailureCode::NotApplied, OVERLOADED_RETRY, message);
+        return None;
+    }
     let work = Work { op, shard, region, key, deadline, reply };
     // A router whose map has another number of shards would have a value kept twice.
     let shard_of_key = || sharding::hash::shard_of(&node.regions[region].name, &work.key, node.n_shards);
-    if work.op != Op::InvalidatePrefix && shard_of_key() != shard {
+    if !matches!(work.op, Op::InvalidatePrefix) && shard_of_key() != shard {
         node.misdirect(work);
         return None;
     }

@@ -10,6 +10,8 @@ mod control;
 mod data;
 pub mod database;
 mod drain;
+mod fencing;
+mod lease;
 mod loading;
 mod membership;
 mod metrics;
@@ -60,19 +62,23 @@ pub enum NodeError {
 pub fn run(args: &Args) -> Result<(), NodeError> {
     let config = CacheConfig::load(&args.config)?;
     let place = place(args, &config)?;
+    config.check_writes(&args.config, &place.times)?;
     // Whoever speaks TLS does it with this one. Installed already, it is the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let data_listener = bind("--data-bind", args.data_bind)?;
     let control_listener = bind("--control-bind", args.control_bind)?;
 
     System::new().block_on(async {
-        let (node, announcing) = Node::start(args, n_lanes(args), &config, &place)?;
+        let (node, announcing, fencing) = Node::start(args, n_lanes(args), &config, &place)?;
         let node = Arc::new(node);
         let lanes = start_lanes(&node);
         for announcing in announcing {
             actix_rt::spawn(announcing.run(Arc::clone(&node), lanes.clone()));
         }
         let (inbox, inbound) = mpsc::channel(INBOX_MAX);
+        for fencing in fencing {
+            actix_rt::spawn(fencing.run(Arc::clone(&node), lanes.clone(), inbox.clone()));
+        }
         let membership = Membership::new(Arc::clone(&node), lanes.clone(), place, &inbox);
         actix_rt::spawn(membership.run(inbound));
 

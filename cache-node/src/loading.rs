@@ -1,29 +1,34 @@
-//! Loading what is missing: one loader per database and node, on a thread of its own, so that no load blocks a lane.
+//! Loading what is missing, and writing: one loader per database and node, on a thread of its own, so that nothing that
+//! waits for a database blocks a lane.
 //!
-//! What leaves when, and together with what, is decided in [`queue`]; what the budget allows in [`spending`]; whether the
+//! Raises of fences go before writes, and writes before loads. What of the loads leaves when, and together with what, is decided in [`queue`]; what the budget allows in [`spending`]; whether the
 //! database is asked at all in [`breaker`]. The loader performs it.
 
 mod breaker;
 mod queue;
 pub(crate) mod spending;
+pub(crate) mod writing;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use sharding::budget::Short;
 use sharding::id::RegionName;
 use sharding::wire::{Etag, Failure, FailureCode, VALUE_BYTES_MAX};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::database::{Database, DatabaseError, Found, Query, Read};
+use crate::database::{Database, DatabaseError, Fences, Found, Query, Read, Statements};
+use crate::lease::HeldLease;
 use crate::metrics::{DatabaseMetrics, LoadReason};
 use breaker::State;
 use queue::{Next, Queue};
 use spending::{HeldSlot, Spending};
+use writing::{Change, Changes};
 
 /// What a caller is told to wait when the queue of loads is full, or the database does not answer.
 const RETRY: Duration = Duration::from_secs(1);
@@ -117,6 +122,8 @@ pub(crate) struct LoaderLimits {
     pub(crate) operation_timeout: Duration,
     /// Longest time for one load.
     pub(crate) timeout: Duration,
+    /// Longest time for one write.
+    pub(crate) write_timeout: Duration,
 }
 
 /// A region as its loader knows it.
@@ -126,16 +133,26 @@ pub(crate) struct LoadedRegion {
     pub(crate) place: usize,
     pub(crate) name: RegionName,
     pub(crate) query: Arc<Query>,
+    /// How it is written to, if it is.
+    pub(crate) statements: Option<Arc<Statements>>,
 }
 
 /// Where loads for one database are handed in. Clones share the queue; when the last is dropped the thread ends.
 #[derive(Clone, Debug)]
 pub(crate) struct Loader {
     name: Arc<str>,
-    loads: mpsc::UnboundedSender<Load>,
-    /// Loads that were handed in and not answered.
+    jobs: mpsc::UnboundedSender<Job>,
+    /// Loads and writes that were handed in and not answered.
     n_waiting: Arc<AtomicUsize>,
     limits: LoaderLimits,
+    /// Nothing waits, and more could be done.
+    is_idle: Arc<AtomicBool>,
+}
+
+/// What a loader does.
+enum Job {
+    Load(Load),
+    Change(Change),
 }
 
 /// One place of a loader's queue.
@@ -160,10 +177,14 @@ impl Loader {
         limits: LoaderLimits,
         spending: Option<Spending>,
         metrics: DatabaseMetrics,
+        fences: Arc<Fences>,
+        lease: HeldLease,
     ) -> std::io::Result<Self> {
-        let (loads, waiting) = mpsc::unbounded_channel();
+        let (jobs, waiting) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let name: Arc<str> = name.into();
+        let is_idle = Arc::new(AtomicBool::new(true));
+        let has_writes = regions.iter().any(|region| region.statements.is_some());
         let regions = regions.into_iter().map(|region| (region.place, Prepared::new(region))).collect();
         let crew = Crew {
             name: Arc::clone(&name),
@@ -174,11 +195,14 @@ impl Loader {
             metrics,
             queue: Queue::default(),
             in_flight: FuturesUnordered::new(),
+            changes: Changes::new(fences, lease),
+            has_writes,
             last_error: None,
+            is_idle: Arc::clone(&is_idle),
         };
         let thread = std::thread::Builder::new().name(format!("loader {name}"));
         thread.spawn(move || runtime.block_on(crew.run(waiting)))?;
-        Ok(Self { name, loads, n_waiting: Arc::default(), limits })
+        Ok(Self { name, jobs, n_waiting: Arc::default(), limits, is_idle })
     }
 
     /// Reads a key of a region; whoever waits for it does so until `wanted_by`, and the load goes on after that.
@@ -199,6 +223,11 @@ impl Loader {
         }
     }
 
+    /// Whether the database could do more, within the budget, and nobody asks it to.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.is_idle.load(Ordering::Relaxed)
+    }
+
     /// What whoever cannot wait any longer is told.
     pub(crate) fn slow(&self) -> Failure {
         let message = format!("database {} has not answered yet; the load goes on", self.name);
@@ -212,15 +241,12 @@ impl Loader {
         reason: LoadReason,
         wanted_by: Option<Instant>,
     ) -> Result<Landing, LoadError> {
-        let room = Room(Arc::clone(&self.n_waiting));
-        if self.n_waiting.fetch_add(1, Ordering::Relaxed) >= self.limits.queue_max {
-            return Err(LoadError::QueueFull(self.limits.queue_max));
-        }
+        let room = self.room().ok_or(LoadError::QueueFull(self.limits.queue_max))?;
         let (done, landing) = oneshot::channel();
         let until = Instant::now() + self.limits.timeout;
         let (is_awaited, wanted_by) = (wanted_by.is_some(), wanted_by.unwrap_or(until).min(until));
         // The thread ends only after all loaders: a load it never takes answers "given up" when it is dropped.
-        let _ = self.loads.send(Load {
+        let _ = self.jobs.send(Job::Load(Load {
             region,
             key,
             reason,
@@ -230,14 +256,22 @@ impl Loader {
             done,
             _room: Some(room),
             is_again: false,
-        });
+        }));
         Ok(landing)
+    }
+
+    /// A place for one more that waits; `None`: there is none.
+    fn room(&self) -> Option<Room> {
+        let room = Room(Arc::clone(&self.n_waiting));
+        (self.n_waiting.fetch_add(1, Ordering::Relaxed) < self.limits.queue_max).then_some(room)
     }
 }
 
 /// A region's query, and what stands beside it in the database's own log for each reason.
 struct Prepared {
+    name: Arc<str>,
     query: Arc<Query>,
+    statements: Option<Arc<Statements>>,
     comments: [Arc<str>; LoadReason::ALL.len()],
 }
 
@@ -246,7 +280,8 @@ impl Prepared {
         let comment = |reason: LoadReason| {
             format!("distributed-cache region={} reason={}", region.name.as_str(), reason.label()).into()
         };
-        Self { query: region.query, comments: LoadReason::ALL.map(comment) }
+        let comments = LoadReason::ALL.map(comment);
+        Self { name: region.name.as_str().into(), query: region.query, statements: region.statements, comments }
     }
 }
 
@@ -267,27 +302,49 @@ struct Crew {
     metrics: DatabaseMetrics,
     queue: Queue,
     in_flight: FuturesUnordered<BoxFuture<'static, Done>>,
+    changes: Changes,
+    /// Some region is written to.
+    has_writes: bool,
     last_error: Option<DatabaseError>,
+    is_idle: Arc<AtomicBool>,
 }
 
 impl Crew {
-    async fn run(mut self, mut loads: mpsc::UnboundedReceiver<Load>) {
+    async fn run(mut self, mut jobs: mpsc::UnboundedReceiver<Job>) {
         loop {
             for _ in 0..TAKEN_AT_ONCE {
-                let Ok(load) = loads.try_recv() else { break };
-                self.take_in(load);
+                let Ok(job) = jobs.try_recv() else { break };
+                self.take(job);
             }
-            let wake = self.send_what_may_be();
+            let wake = self.send_changes().into_iter().chain(self.send_what_may_be()).min();
+            self.say_whether_idle();
             tokio::select! {
-                load = loads.recv() => match load {
-                    Some(load) => self.take_in(load),
+                job = jobs.recv() => match job {
+                    Some(job) => self.take(job),
                     None => return,
                 },
                 Some(done) = self.in_flight.next(), if !self.in_flight.is_empty() => self.land(done),
+                Some(changed) = self.changes.in_flight.next(), if !self.changes.in_flight.is_empty() => {
+                    self.end_change(changed);
+                }
                 () = sleep_until(wake), if wake.is_some() => {}
                 () = granted(self.spending.as_ref()), if self.spending.is_some() => {}
             }
         }
+    }
+
+    fn take(&mut self, job: Job) {
+        match job {
+            Job::Load(load) => self.take_in(load),
+            Job::Change(change) => self.changes.push(change),
+        }
+    }
+
+    fn say_whether_idle(&self) {
+        let has_room = self.in_flight.len() < self.limits.in_flight_max.div_ceil(2);
+        let is_unspent = self.spending.as_ref().is_none_or(Spending::is_mostly_unspent);
+        let is_idle = has_room && is_unspent && self.queue.n_operations(1) == 0 && self.changes.is_empty();
+        self.is_idle.store(is_idle, Ordering::Relaxed);
     }
 
     /// Puts a load into the queue, unless it would wait there in vain.
@@ -326,15 +383,20 @@ impl Crew {
                 Next::At(at) => break Some(at),
                 Next::Batch => {}
             }
-            let slot = match self.spending.as_ref().map(Spending::spend).transpose() {
+            if self.changes.is_short {
+                // Whatever there is is theirs.
+                break None;
+            }
+            let has_writes = self.has_writes;
+            let slot = match self.spending.as_ref().map(|spending| spending.spend_on_load(has_writes)).transpose() {
                 Ok(slot) => slot,
-                Err(short) => break short.until.map(|at| now + at.saturating_sub(crate::clock::now().boot)),
+                Err(short) => break at(now, short),
             };
             let batch = self.queue.take(now, self.limits.keys_max);
             self.send(now, batch, slot);
         };
         if let Some(spending) = &self.spending {
-            spending.set_wanted(self.queue.n_operations(self.limits.keys_max));
+            spending.set_wanted(self.queue.n_operations(self.limits.keys_max) + self.changes.n_waiting());
         }
         wake
     }
@@ -368,12 +430,12 @@ impl Crew {
 
     /// Answers all who asked, or splits a batch that ran past its time.
     fn land(&mut self, done: Done) {
-        let (Done { batch, sent, answer }, now) = (done, Instant::now());
+        let Done { batch, sent, answer } = done;
         self.queue.landed();
         self.metrics.load_seconds.observe(sent.elapsed().as_secs_f64());
         let error = match answer {
             Ok(found) => {
-                self.queue.breaker.handle_success(now);
+                self.take_outcome(sent, "", None);
                 for load in batch {
                     let result = loaded(sent, found.get(&load.key));
                     // Nobody waits any more: the load has outlived its time.
@@ -383,14 +445,7 @@ impl Crew {
             }
             Err(error) => error,
         };
-        log::warn!(database = &*self.name, keys = batch.len(); "a load failed: {error}");
-        let is_away = matches!(error, DatabaseError::Unavailable(_) | DatabaseError::TimedOut);
-        self.last_error = Some(error.clone());
-        if !is_away {
-            self.queue.breaker.handle_success(now);
-        } else if self.queue.breaker.handle_failure(now, sent, fastrand::f64()) {
-            log::error!(database = &*self.name; "the database does not answer; it is tried again from time to time");
-        }
+        self.take_outcome(sent, "a load failed", Some(&error));
         if error == DatabaseError::TimedOut && batch.len() > 1 {
             self.queue.split(batch);
         } else if matches!(error, DatabaseError::Unavailable(_)) && batch.iter().any(|load| !load.is_again) {
@@ -407,6 +462,19 @@ impl Crew {
         self.turn_away();
     }
 
+    /// Whether the database answers: so that it is left alone when it does not.
+    fn take_outcome(&mut self, sent: Instant, what: &str, error: Option<&DatabaseError>) {
+        let now = Instant::now();
+        let Some(error) = error else { return self.queue.breaker.handle_success(now) };
+        log::warn!(database = &*self.name; "{what}: {error}");
+        self.last_error = Some(error.clone());
+        if matches!(error, DatabaseError::Failed(_)) {
+            self.queue.breaker.handle_success(now);
+        } else if self.queue.breaker.handle_failure(now, sent, fastrand::f64()) {
+            log::error!(database = &*self.name; "the database does not answer; it is tried again from time to time");
+        }
+    }
+
     /// While the database is left alone nobody waits for it.
     fn turn_away(&mut self) {
         let now = Instant::now();
@@ -421,6 +489,11 @@ impl Crew {
     fn unavailable(&self, error: &DatabaseError, retry_after: Duration) -> LoadError {
         LoadError::Unavailable { database: Arc::clone(&self.name), error: error.clone(), retry_after }
     }
+}
+
+/// When there may be a slot again.
+fn at(now: Instant, short: Short) -> Option<Instant> {
+    short.until.map(|at| now + at.saturating_sub(crate::clock::now().boot))
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use actix::Addr;
 use sharding::budget::Budgeted;
+use sharding::epoch::Term;
 use sharding::id::ShardId;
 use sharding::map::Member;
 use sharding::membership::{Incarnation, Reply};
@@ -23,6 +24,7 @@ use sharding::wire::Control;
 use tokio::sync::mpsc;
 
 use crate::clock;
+use crate::fencing::Wanted;
 use crate::loading::spending::Spending;
 use crate::node::{LeasePage, Node, Stage};
 use crate::shard::Resize;
@@ -45,6 +47,8 @@ pub(crate) enum Inbound {
     FromNode(Control, mpsc::Sender<Control>),
     /// This node drains.
     Leave,
+    /// A database knows a fence of this term.
+    Fence(Term),
 }
 
 /// Where messages for [`Membership`] are handed in.
@@ -81,6 +85,8 @@ pub(crate) struct Membership {
     n_owned: usize,
     /// Tenures that have begun: the last one's number.
     n_tenures: u64,
+    /// Shards that have just been acquired, whose fences are to be raised.
+    acquired: Vec<Wanted>,
 }
 
 impl Membership {
@@ -112,6 +118,7 @@ impl Membership {
             next_page: now.boot,
             n_owned: 0,
             n_tenures: 0,
+            acquired: Vec::new(),
         }
     }
 
@@ -137,6 +144,7 @@ impl Membership {
         let now = clock::now();
         match (inbound, &mut self.seed) {
             (Inbound::Leave, _) => self.ownership.handle_leave(now),
+            (Inbound::Fence(term), _) => self.ownership.handle_fence(now, term),
             (Inbound::FromSeed(from, Control::Vote(vote)), Some(seed)) => seed.handle_vote(now, from, vote),
             (Inbound::FromSeed(_, Control::Reply(reply)), _) => self.ownership.handle_reply(now, &reply),
             (Inbound::FromNode(Control::Proposal(proposal), back), Some(seed)) => {
@@ -238,6 +246,10 @@ impl Membership {
         while let Some(effect) = self.ownership.poll_effect() {
             self.perform(now, effect);
         }
+        let acquired = std::mem::take(&mut self.acquired);
+        if !acquired.is_empty() {
+            self.node.raise_everywhere(&acquired);
+        }
     }
 
     fn perform(&mut self, now: Now, effect: Effect) {
@@ -257,8 +269,10 @@ impl Membership {
             }
             Effect::Serve { shard, since, after } => {
                 self.n_tenures += 1;
-                self.node.set_tenure(shard, self.n_tenures);
-                lane_of(shard).do_send(Serve { shard, since, after, tenure: self.n_tenures });
+                let (tenure, n) = (self.n_tenures, self.node.next_fence_number());
+                self.node.set_tenure(shard, tenure);
+                lane_of(shard).do_send(Serve { shard, since, after, tenure, n });
+                self.acquired.push(Wanted { shard, tenure, since, n });
             }
             Effect::Release { shard } => {
                 self.node.set_tenure(shard, 0);

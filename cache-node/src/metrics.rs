@@ -46,7 +46,7 @@ struct StateLabel {
     state: &'static str,
 }
 
-/// Why a key is loaded.
+/// Why a database is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum LoadReason {
     /// It was not in memory.
@@ -67,10 +67,16 @@ pub(crate) enum LoadReason {
     Crashed,
     /// It was in memory, and somebody said that it is another now.
     Invalidated,
+    /// It was fresh, asked for often and about to be stale, and the budget was not spent.
+    Ahead,
+    /// It was written.
+    Write,
+    /// The fences of shards were raised.
+    Fence,
 }
 
 impl LoadReason {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Cold,
         Self::Expired,
         Self::Refreshed,
@@ -80,6 +86,9 @@ impl LoadReason {
         Self::Moved,
         Self::Crashed,
         Self::Invalidated,
+        Self::Ahead,
+        Self::Write,
+        Self::Fence,
     ];
 
     pub(crate) const fn label(self) -> &'static str {
@@ -93,6 +102,9 @@ impl LoadReason {
             Self::Moved => "moved",
             Self::Crashed => "crashed",
             Self::Invalidated => "invalidated",
+            Self::Ahead => "ahead",
+            Self::Write => "write",
+            Self::Fence => "fence",
         }
     }
 }
@@ -101,6 +113,7 @@ impl LoadReason {
 #[derive(Debug)]
 pub(crate) struct Metrics {
     requests: Family<RequestLabels, Counter>,
+    writes: Family<RequestLabels, Counter>,
     entries: Family<RegionLabel, Gauge>,
     entry_bytes: Family<RegionLabel, Gauge>,
     not_kept: Family<RegionLabel, Counter>,
@@ -138,6 +151,8 @@ pub(crate) struct RegionMetrics {
     pub(crate) overloaded: Counter,
     pub(crate) not_kept: Counter,
     pub(crate) invalidated: Counter,
+    /// Writes by what became of them, as [`Wrote`] numbers it.
+    writes: [Counter; Wrote::ALL.len()],
     pub(crate) entries: EntryGauges,
 }
 
@@ -179,7 +194,37 @@ impl DatabaseMetrics {
     }
 }
 
+/// What became of a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wrote {
+    /// It is in the database.
+    Done,
+    /// Its precondition did not hold.
+    Precondition,
+    /// It is surely not in the database.
+    Failed,
+    /// Nobody can say.
+    Unknown,
+}
+
+impl Wrote {
+    const ALL: [Self; 4] = [Self::Done, Self::Precondition, Self::Failed, Self::Unknown];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Precondition => "precondition",
+            Self::Failed => "failed",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 impl RegionMetrics {
+    pub(crate) fn count_write(&self, wrote: Wrote) {
+        self.writes[wrote as usize].inc();
+    }
+
     /// Counts a request that gets no value.
     pub(crate) fn count_failure(&self, code: FailureCode) {
         if code == FailureCode::Overloaded { &self.overloaded } else { &self.failed }.inc();
@@ -191,6 +236,7 @@ impl Metrics {
     pub(crate) fn new(registry: &mut Registry) -> Self {
         let metrics = Self {
             requests: Family::default(),
+            writes: Family::default(),
             entries: Family::default(),
             entry_bytes: Family::default(),
             not_kept: Family::default(),
@@ -215,6 +261,7 @@ impl Metrics {
         };
         let registry = registry.sub_registry_with_prefix("cache_node");
         registry.register("requests", "Requests by what became of them", metrics.requests.clone());
+        registry.register("writes", "Writes by what became of them", metrics.writes.clone());
         registry.register("entries", "Entries in memory, absent ones included", metrics.entries.clone());
         registry.register("entry_bytes", "Bytes of keys, values and overhead", metrics.entry_bytes.clone());
         registry.register("values_not_kept", "Values too large for a shard's room", metrics.not_kept.clone());
@@ -265,8 +312,12 @@ impl Metrics {
 
     pub(crate) fn region(&self, name: &str) -> RegionMetrics {
         let requests = |result| self.requests.get_or_create_owned(&RequestLabels { region: name.to_owned(), result });
+        let writes = |wrote: Wrote| {
+            self.writes.get_or_create_owned(&RequestLabels { region: name.to_owned(), result: wrote.label() })
+        };
         let label = RegionLabel { region: name.to_owned() };
         RegionMetrics {
+            writes: Wrote::ALL.map(writes),
             hit: requests("hit"),
             stale: requests("stale"),
             miss: requests("miss"),

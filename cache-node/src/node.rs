@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
@@ -19,12 +19,14 @@ use tokio::sync::{Semaphore, watch};
 use transport::names::Names;
 
 use crate::announcing::{self, Announcing};
-use crate::clock;
 use crate::config::{Args, CacheConfig};
+use crate::fencing::{FenceRequests, Fencing, Wanted};
+use crate::lease::HeldLease;
 use crate::loading::spending::Spending;
 use crate::membership::Place;
 use crate::metrics::Metrics;
 use crate::region::{self, Ledger, LedgerPage, Region, Started};
+use crate::reply::Reply;
 use crate::shard::Work;
 
 /// A node's shared state. The shell's parts hold it by `Arc`; only the map and the drain change after the start.
@@ -62,7 +64,13 @@ pub(crate) struct Node {
     pub(crate) serving: Gauge,
     map: RwLock<Option<Arc<ShardMap>>>,
     /// What is served is served under this one.
-    lease: ArcSwapOption<Lease>,
+    lease: HeldLease,
+    /// For each database that is written to.
+    fences: Vec<FenceRequests>,
+    /// The last number that a fence was to have.
+    fence_numbers: AtomicU64,
+    /// Bytes of values that may yet be taken in to be written.
+    pub(crate) writing_bytes: Arc<Semaphore>,
     /// For each shard the tenure under which it is served; 0: not at all. Always set before the lease that goes with it: a
     /// lane may hear of both later than a request, and must not serve what it no longer has under a lease that is new.
     tenures: Box<[AtomicU64]>,
@@ -89,7 +97,8 @@ pub(crate) enum Stage {
 }
 
 impl Node {
-    /// Starts the loaders; nothing is served yet. Gives the databases that are to be listened to as well.
+    /// Starts the loaders; nothing is served yet. Gives the databases that are to be listened to as well, and those whose
+    /// fences are to be raised.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -98,11 +107,13 @@ impl Node {
         n_lanes: NonZeroU16,
         config: &CacheConfig,
         place: &Place,
-    ) -> std::io::Result<(Self, Vec<Announcing>)> {
+    ) -> std::io::Result<(Self, Vec<Announcing>, Vec<Fencing>)> {
         let mut registry = Registry::default();
         let metrics = Metrics::new(&mut registry);
         let n_seeds = place.ordinal.and_then(|_| u32::try_from(place.seeds.len()).ok());
-        let Started { regions, ledgers, announcing } = region::start(config, &metrics, &place.times, n_seeds)?;
+        let lease = HeldLease::default();
+        let started = region::start(config, &metrics, &place.times, n_seeds, &lease)?;
+        let Started { regions, ledgers, announcing, fencing, fences } = started;
         let node = Self {
             name: args.name.clone(),
             n_lanes,
@@ -124,7 +135,10 @@ impl Node {
             connections: Arc::new(Semaphore::new(args.connections_max)),
             stage: watch::Sender::new(Stage::Serving),
             map: RwLock::new(None),
-            lease: ArcSwapOption::empty(),
+            lease,
+            fences,
+            fence_numbers: AtomicU64::new(0),
+            writing_bytes: Arc::new(Semaphore::new(args.writing_bytes_max)),
             tenures: config.n_shards.shards().map(|_| AtomicU64::new(0)).collect(),
             n_owned: AtomicUsize::new(0),
             votes: AtomicBool::new(place.ordinal.is_none()),
@@ -133,7 +147,7 @@ impl Node {
             granted: ArcSwap::default(),
             started: Instant::now(),
         };
-        Ok((node, announcing))
+        Ok((node, announcing, fencing))
     }
 
     /// Position of a region by its name.
@@ -166,22 +180,53 @@ impl Node {
 
     /// Answers that this node is not the owner.
     pub(crate) fn misdirect(&self, work: Work) {
-        self.regions[work.region].metrics.misdirected.inc();
+        self.misdirect_reply(work.region, work.shard, work.reply);
+    }
+
+    /// The same to whoever has asked for something in this region.
+    pub(crate) fn misdirect_reply(&self, region: usize, shard: ShardId, reply: Reply) {
+        self.regions[region].metrics.misdirected.inc();
         let map = self.map();
         let epoch = map.as_ref().map_or_else(Epoch::default, |map| map.epoch());
-        let owner = map.as_ref().and_then(|map| map.owner_of(work.shard)).map(|owner| owner.node.clone());
-        work.reply.send(AnswerBody::Misdirected { epoch, owner });
+        let owner = map.as_ref().and_then(|map| map.owner_of(shard)).map(|owner| owner.node.clone());
+        reply.send(AnswerBody::Misdirected { epoch, owner });
     }
 
     /// Whether this node may act as an owner at this moment.
     pub(crate) fn holds_lease(&self) -> bool {
-        self.lease.load().as_ref().is_some_and(|lease| lease.holds(clock::now()))
+        self.lease.holds()
     }
 
     /// Whether it may act as the owner of a shard under this tenure at this moment.
     pub(crate) fn owns(&self, shard: ShardId, tenure: u64) -> bool {
         // First the lease: a tenure that ended with it is then seen to have.
-        self.holds_lease() && self.tenures[shard.index()].load(Ordering::Acquire) == tenure
+        self.holds_lease() && self.is_of(shard, tenure)
+    }
+
+    /// Whether this is still the tenure of a shard.
+    pub(crate) fn is_of(&self, shard: ShardId, tenure: u64) -> bool {
+        self.tenures[shard.index()].load(Ordering::Acquire) == tenure
+    }
+
+    /// How many databases are written to.
+    pub(crate) fn n_fences(&self) -> usize {
+        self.fences.len()
+    }
+
+    /// A number for fences, larger than any before.
+    pub(crate) fn next_fence_number(&self) -> u64 {
+        self.fence_numbers.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Has a set of fences raised in one database, in one operation.
+    pub(crate) fn raise(&self, fence: usize, wanted: Vec<Wanted>) {
+        // It ends only with the node.
+        let _ = self.fences[fence].send(wanted);
+    }
+
+    /// The same in every database that is written to.
+    pub(crate) fn raise_everywhere(&self, wanted: &[Wanted]) {
+        (0..self.n_fences()).for_each(|fence| self.raise(fence, wanted.to_vec()));
     }
 
     /// Requires: called before the lease that goes with it is set.
@@ -191,13 +236,11 @@ impl Node {
 
     /// What is left of the lease.
     pub(crate) fn lease_left(&self) -> Duration {
-        let now = clock::now();
-        let lease = self.lease.load();
-        lease.as_ref().filter(|lease| lease.holds(now)).map_or(Duration::ZERO, |lease| lease.until - now.boot)
+        self.lease.left()
     }
 
     pub(crate) fn set_lease(&self, lease: Lease) {
-        self.lease.store(Some(Arc::new(lease)));
+        self.lease.set(lease);
     }
 
     pub(crate) fn set_owned(&self, n_owned: usize) {

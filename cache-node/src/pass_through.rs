@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant as StdInstant};
 
 use bytes::Bytes;
+use sharding::flight::{Boarding, FlightId, FlightKey, Flights};
 use sharding::id::ShardId;
 use sharding::wire::{AnswerBody, Ask, Failure, FailureCode, RequestBody, Served};
 use tokio::time::Instant;
@@ -18,7 +19,6 @@ use transport::upstream::{Upstream, UpstreamError};
 use crate::metrics::LoadReason;
 use crate::node::Node;
 use crate::shard::entries::Entry;
-use crate::shard::flight::{Boarding, FlightId, FlightKey, Flights};
 use crate::shard::{self, Waiter, Work};
 
 /// After so long without an answer the owner is asked whether it is there, and gets as long to say so.

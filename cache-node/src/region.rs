@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -11,14 +11,18 @@ use sharding::budget::{Budgeted, Floor};
 use sharding::id::RegionName;
 use sharding::times::Times;
 use sharding::wire::{Failure, RegionInfo};
+use tokio::sync::mpsc;
 
 use crate::announcing::Announcing;
 use crate::config::{CacheConfig, DatabaseConfig, RegionConfig, Server};
 use crate::database::postgres::Postgres;
 use crate::database::redis::Redis;
 use crate::database::sqlite::Threads;
-use crate::database::{Announcer, Database};
+use crate::database::{Announcer, Database, Fences};
+use crate::fencing::{FenceRequests, Fencing};
+use crate::lease::HeldLease;
 use crate::loading::spending::{BudgetPage, Spending};
+use crate::loading::writing::{WriteEnd, WriteWish};
 use crate::loading::{LoadError, Loaded, LoadedRegion, Loader, LoaderLimits};
 use crate::metrics::{DatabaseMetrics, LoadReason, Metrics, RegionMetrics};
 use crate::shard::freshness::Freshness;
@@ -34,6 +38,9 @@ pub(crate) struct Region {
     pub(crate) freshness: Freshness,
     pub(crate) max_bytes: u64,
     loader: Loader,
+    /// Of a region that is written to: the position of its database among those that are.
+    pub(crate) fence: Option<usize>,
+    pub(crate) write_timeout: Duration,
     pub(crate) trust: Arc<Trust>,
     pub(crate) metrics: RegionMetrics,
 }
@@ -57,6 +64,19 @@ impl Region {
         self.loader.load(self.place, key, reason, wanted_by).await
     }
 
+    /// Writes a key; see [`Loader::write`].
+    ///
+    /// # Errors
+    /// As [`Loader::write`].
+    pub(crate) async fn write(&self, wish: WriteWish) -> WriteEnd {
+        self.loader.write(wish).await
+    }
+
+    /// See [`Loader::is_idle`].
+    pub(crate) fn is_idle(&self) -> bool {
+        self.loader.is_idle()
+    }
+
     /// What whoever cannot wait for a load any longer is told.
     pub(crate) fn slow(&self) -> Failure {
         self.loader.slow()
@@ -65,7 +85,7 @@ impl Region {
     /// What routers need to know of it.
     pub(crate) fn info(&self) -> RegionInfo {
         let (content_type, cache_control) = (self.content_type.clone(), self.cache_control.clone());
-        RegionInfo { name: self.name.clone(), content_type, cache_control }
+        RegionInfo { name: self.name.clone(), content_type, cache_control, writes: self.fence.is_some() }
     }
 }
 
@@ -131,6 +151,9 @@ pub(crate) struct Started {
     pub(crate) ledgers: Vec<Ledger>,
     /// Those that are to be listened to.
     pub(crate) announcing: Vec<Announcing>,
+    /// Those that are written to, and where their fences are asked to rise.
+    pub(crate) fencing: Vec<Fencing>,
+    pub(crate) fences: Vec<FenceRequests>,
 }
 
 /// Starts the loaders and puts the regions together. `n_seeds` is for a seed: how many there are.
@@ -142,8 +165,11 @@ pub(crate) fn start(
     metrics: &Metrics,
     times: &Times,
     n_seeds: Option<u32>,
+    lease: &HeldLease,
 ) -> std::io::Result<Started> {
     let (mut ledgers, mut loaders, mut announcing) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut fencing, mut fences, mut fence_of) = (Vec::new(), Vec::new(), Vec::new());
+    let of_cluster = Arc::new(Fences { cluster: config.cluster.clone(), n_shards: config.n_shards });
     for (place, database) in config.databases.iter().enumerate() {
         let spending = database.budget.map(|budget| {
             let floor = n_seeds.map_or(Floor::NONE, |n_seeds| budget.floor(n_seeds));
@@ -169,10 +195,28 @@ pub(crate) fn start(
             place,
             name: region.name.clone(),
             query: Arc::clone(&region.query),
+            statements: region.statements.clone(),
         };
         let metrics = metrics.database(database.name.as_str());
         let loaded = own().map(loaded).collect();
-        loaders.push(start_loader(database, connected.database, loaded, spending.clone(), metrics.clone())?);
+        let loader = Loader::start(
+            &name,
+            connected.database,
+            loaded,
+            limits(database),
+            spending.clone(),
+            metrics.clone(),
+            Arc::clone(&of_cluster),
+            lease.clone(),
+        )?;
+        let is_written = own().any(|(_, region)| region.statements.is_some());
+        fence_of.push(is_written.then_some(fencing.len()));
+        if is_written {
+            let (asked, requests) = mpsc::unbounded_channel();
+            fencing.push(Fencing { fence: fencing.len(), database: name.clone(), loader: loader.clone(), requests });
+            fences.push(asked);
+        }
+        loaders.push(loader);
         ledgers.push(Ledger { name, spending, metrics });
     }
     let region = |(place, region): (usize, &RegionConfig)| Region {
@@ -183,27 +227,23 @@ pub(crate) fn start(
         freshness: region.freshness,
         max_bytes: region.max_bytes,
         loader: loaders[region.database].clone(),
+        fence: region.statements.as_ref().and(fence_of[region.database]),
+        write_timeout: config.databases[region.database].write_timeout,
         trust: Arc::new(Trust::new()),
         metrics: metrics.region(region.name.as_str()),
     };
-    Ok(Started { regions: (0..).zip(&config.regions).map(region).collect(), ledgers, announcing })
+    Ok(Started { regions: (0..).zip(&config.regions).map(region).collect(), ledgers, announcing, fencing, fences })
 }
 
-fn start_loader(
-    database: &DatabaseConfig,
-    connected: Arc<dyn Database>,
-    regions: Vec<LoadedRegion>,
-    spending: Option<Spending>,
-    metrics: DatabaseMetrics,
-) -> std::io::Result<Loader> {
-    let limits = LoaderLimits {
+const fn limits(database: &DatabaseConfig) -> LoaderLimits {
+    LoaderLimits {
         keys_max: database.load_keys_max,
         queue_max: database.load_queue_max,
         in_flight_max: database.in_flight_max,
         operation_timeout: database.operation_timeout,
         timeout: database.load_timeout,
-    };
-    Loader::start(database.name.as_str(), connected, regions, limits, spending, metrics)
+        write_timeout: database.write_timeout,
+    }
 }
 
 /// A database, and what it says of itself where it can.
@@ -229,7 +269,7 @@ fn connect(database: &DatabaseConfig) -> std::io::Result<Connected> {
             Connected { database: Arc::new(Threads::start(path, database.in_flight_max)?), announcer: None }
         }
         Server::Postgres(config) => {
-            let postgres = Postgres::new((**config).clone(), database.load_timeout, ca_file);
+            let postgres = Postgres::new((**config).clone(), database.load_timeout, database.write_timeout, ca_file);
             Connected::speaking(postgres.map_err(|error| at(ca_file, error))?)
         }
         Server::Redis(info) => {

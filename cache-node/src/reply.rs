@@ -58,7 +58,7 @@ impl Outbox {
     /// A reply to the request of this id.
     pub(crate) fn reply(self: &Arc<Self>, id: u32) -> Reply {
         self.lock().unanswered += 1;
-        Reply { outbox: Arc::clone(self), id, is_answered: false }
+        Reply { outbox: Arc::clone(self), id, is_answered: false, is_begun: false }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -73,11 +73,18 @@ pub(crate) struct Reply {
     outbox: Arc<Outbox>,
     id: u32,
     is_answered: bool,
+    /// It is about a write that has been begun: lost, nobody knows what became of that.
+    is_begun: bool,
 }
 
 impl Reply {
     pub(crate) fn send(mut self, body: AnswerBody) {
         self.answer(body);
+    }
+
+    /// What was asked for is being done from now on: it can be lost no more as if it had not.
+    pub(crate) const fn begin(&mut self, is_begun: bool) {
+        self.is_begun = is_begun;
     }
 
     pub(crate) fn fail(self, code: FailureCode, retry_after: Duration, message: impl Into<String>) {
@@ -97,12 +104,12 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         if !self.is_answered {
-            let message = "the request was lost inside the node; send it again".to_owned();
-            self.answer(AnswerBody::Failed(Failure {
-                code: FailureCode::Dropped,
-                retry_after: Duration::ZERO,
-                message,
-            }));
+            let (code, message) = match self.is_begun {
+                true => (FailureCode::Unknown, "the write was lost inside the node; read the key to see"),
+                false => (FailureCode::Dropped, "the request was lost inside the node; send it again"),
+            };
+            let (retry_after, message) = (Duration::ZERO, message.to_owned());
+            self.answer(AnswerBody::Failed(Failure { code, retry_after, message }));
         }
     }
 }
@@ -119,6 +126,18 @@ mod tests {
         assert!(!outbox.take(&mut answers));
         let [Answer { id: 7, body: AnswerBody::Failed(failure) }] = answers.as_slice() else { panic!("{answers:?}") };
         assert_eq!(failure.code, FailureCode::Dropped);
+    }
+
+    #[test]
+    fn a_write_that_was_begun_and_is_dropped_says_that_nobody_knows() {
+        let outbox = Arc::new(Outbox::default());
+        let mut reply = outbox.reply(7);
+        reply.begin(true);
+        drop(reply);
+        let mut answers = Vec::new();
+        outbox.take(&mut answers);
+        let [Answer { body: AnswerBody::Failed(failure), .. }] = answers.as_slice() else { panic!("{answers:?}") };
+        assert_eq!(failure.code, FailureCode::Unknown);
     }
 
     #[test]

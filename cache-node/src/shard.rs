@@ -1,34 +1,38 @@
 //! One shard: the actor that owns its entries. Batches of requests come in, answers go out through their replies.
 //!
-//! The actor is a thin shell: what it keeps and for how long is decided in [`entries`] and [`freshness`], who loads
-//! in [`flight`]. Nothing in it waits: a load runs outside and comes back as the message [`Landed`].
+//! The actor is a thin shell: what it keeps and for how long is decided in [`entries`] and [`freshness`], who loads, who
+//! writes and who waits for what in [`sharding::keys`]. Nothing in it waits: loads and writes run outside and come back as
+//! the messages [`Landed`] and [`WriteEnded`].
 
 pub(crate) mod entries;
-pub(crate) mod flight;
+mod explain;
 pub(crate) mod freshness;
 pub(crate) mod trust;
+mod writing;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix::{Actor, Addr, Context, Handler, Message};
+use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message};
 use bytes::Bytes;
-use serde::Serialize;
-use sharding::epoch::Epoch;
+use sharding::flight::{FlightId, FlightKey};
 use sharding::id::ShardId;
+use sharding::keys::{Effect, Keys, Rules};
 use sharding::membership::After;
 use sharding::wire::{AnswerBody, Entry as WireEntry, Served};
 use tokio::time::timeout_at;
 
+use crate::fencing::Wanted;
 use crate::loading::{LoadError, Loaded};
 use crate::metrics::LoadReason;
 use crate::node::Node;
 use crate::region::Region;
 use crate::reply::Reply;
-use crate::shard_region::{Notice, Serve, ShardDied, ShardRegion};
+use crate::shard_region::{FenceSays, Notice, Serve, ShardDied, ShardRegion};
 use entries::{Entries, Entry};
-use flight::{Boarding, FlightId, FlightKey, Flights};
 use freshness::Age;
+use writing::Writer;
+pub(crate) use writing::{WriteEnded, Writing};
 
 /// So long before its time is over whoever waits for a load is told that it cannot be waited for; earlier by less where
 /// there is little time.
@@ -42,8 +46,12 @@ const REFRESH_PAUSE: Duration = Duration::from_millis(100);
 /// Those who wait are looked at so often, once the first has left.
 const LEAVE_PERIOD: Duration = Duration::from_millis(100);
 
+/// One in so many reads of a fresh entry in the last part of its life has it loaded anew: those of keys that are asked for
+/// often come there.
+const AHEAD_CHANCE: u8 = 16;
+
 /// What is asked of a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Op {
     Get,
     Explain,
@@ -53,6 +61,8 @@ pub(crate) enum Op {
     Invalidate,
     /// Forget all that begins so.
     InvalidatePrefix,
+    /// Write or remove it.
+    Write(Box<Writing>),
 }
 
 /// One request for this shard.
@@ -140,7 +150,13 @@ pub(crate) struct Shard {
     entries: Vec<Entries>,
     /// For each region: nothing is refreshed before that, since a refresh has just failed.
     refreshes_from: Vec<Instant>,
-    flights: Flights<Waiter>,
+    keys: Keys<Waiter, Writer>,
+    /// For each region: what was trusted when its loads in the air were looked at last.
+    trusted: Vec<u64>,
+    /// It looks again after those who wait for a write or a fence.
+    is_looking: bool,
+    /// It is released, and waits for the outcome of its writes.
+    is_stopping: bool,
     supervisor: Addr<ShardRegion>,
 }
 
@@ -150,7 +166,21 @@ impl Shard {
         let part = |region: &Region| Entries::new(region.shard_bytes(n_owned), region.metrics.entries.clone());
         let entries: Vec<Entries> = node.regions.iter().map(part).collect();
         let refreshes_from = vec![Instant::now(); entries.len()];
-        Self { serve, began: Instant::now(), node, entries, refreshes_from, flights: Flights::new(), supervisor }
+        let fence_of = node.regions.iter().map(|region| region.fence).collect();
+        let keys = Keys::new(Rules::ALL, fence_of, node.n_fences(), serve.n);
+        let trusted = node.regions.iter().map(|region| region.trust.from()).collect();
+        Self {
+            serve,
+            began: Instant::now(),
+            node,
+            entries,
+            refreshes_from,
+            keys,
+            trusted,
+            is_looking: false,
+            is_stopping: false,
+            supervisor,
+        }
     }
 
     /// Whether it may act as the owner at this moment.
@@ -158,25 +188,39 @@ impl Shard {
         self.node.owns(self.serve.shard, self.serve.tenure)
     }
 
-    fn get(&mut self, work: Work, now: Instant, me: &Addr<Self>) {
-        let region = &self.node.regions[work.region];
-        let entry = self.entries[work.region].get(&work.key, now);
-        match entry.filter(|entry| region.trust.holds(entry.lifetime.sent)) {
-            Some(entry) => {
-                let is_fresh = entry.lifetime.age(now) == Age::Fresh;
-                let (served, counter) =
-                    if is_fresh { (Served::Hit, &region.metrics.hit) } else { (Served::Stale, &region.metrics.stale) };
-                counter.inc();
-                work.reply.send(answer(entry, served, true, now));
-                if !is_fresh && self.refreshes_from[work.region] <= now {
-                    self.load((work.region, work.key), None, LoadReason::Refreshed, me);
-                }
-            }
-            None => {
-                let reason = self.reason(work.region, &work.key, now);
-                let waiter = Waiter::new(work.reply, now, work.deadline);
-                self.load((work.region, work.key), Some(waiter), reason, me);
-            }
+    fn get(&mut self, work: Work, now: Instant) {
+        let key = (work.region, work.key);
+        let waiter = Waiter::new(work.reply, now, work.deadline);
+        if !self.keys.may_serve(&key) {
+            self.keys.handle_read(key, waiter);
+        } else if let Some(waiter) = self.serve(&key, waiter, now) {
+            self.cut_what_is_not_trusted(key.0);
+            self.keys.handle_read(key, waiter);
+        }
+    }
+
+    /// Answers from memory; gives back who cannot be.
+    fn serve(&mut self, key: &FlightKey, waiter: Waiter, now: Instant) -> Option<Waiter> {
+        let region = &self.node.regions[key.0];
+        let entry = self.entries[key.0].get(&key.1, now);
+        let Some(entry) = entry.filter(|entry| region.trust.holds(entry.lifetime.sent)) else { return Some(waiter) };
+        let is_fresh = entry.lifetime.age(now) == Age::Fresh;
+        let (served, counter) =
+            if is_fresh { (Served::Hit, &region.metrics.hit) } else { (Served::Stale, &region.metrics.stale) };
+        counter.inc();
+        waiter.reply.send(answer(entry, served, true, now));
+        let is_ahead = || entry.lifetime.is_ending(now) && fastrand::u8(..AHEAD_CHANCE) == 0 && region.is_idle();
+        if (!is_fresh || is_ahead()) && self.refreshes_from[key.0] <= now {
+            self.keys.handle_refresh(key.clone());
+        }
+        None
+    }
+
+    /// Since the database was not heard for a while, what was sent to it before may not be joined.
+    fn cut_what_is_not_trusted(&mut self, region: usize) {
+        let from = self.node.regions[region].trust.from();
+        if std::mem::replace(&mut self.trusted[region], from) != from {
+            self.keys.handle_change(|(other, _)| other == region);
         }
     }
 
@@ -202,10 +246,66 @@ impl Shard {
         }
     }
 
-    /// Joins the key's load, or starts one.
-    fn load(&mut self, flight: FlightKey, waiter: Option<Waiter>, reason: LoadReason, me: &Addr<Self>) {
-        let leaves_at = waiter.as_ref().map(|waiter| waiter.leaves_at);
-        let Boarding::Lead(id) = self.flights.board(flight.clone(), waiter) else { return };
+    /// Does what is to be done.
+    fn perform(&mut self, ctx: &mut Context<Self>) {
+        let (now, me) = (Instant::now(), ctx.address());
+        while let Some(effect) = self.keys.poll_effect() {
+            match effect {
+                Effect::Load { key, flight } => self.load(key, flight, now, &me),
+                Effect::Write { key, write, n, writer } => self.begin_write(key, write, n, writer, &me),
+                Effect::Resume { key, readers } => self.resume(&key, readers, now),
+                Effect::Forget { key } => {
+                    self.entries[key.0].remove(&key.1);
+                }
+                Effect::Raise { fence, n } => {
+                    let Serve { shard, tenure, since, .. } = self.serve;
+                    self.node.raise(fence, vec![Wanted { shard, tenure, since, n }]);
+                }
+            }
+        }
+        if self.is_stopping && self.keys.n_writing() == 0 {
+            ctx.stop();
+        } else if !self.is_looking && self.keys.has_waiting() {
+            self.is_looking = true;
+            ctx.run_later(LEAVE_PERIOD, Self::look);
+        }
+    }
+
+    /// Those who have waited for a write or a fence.
+    fn resume(&mut self, key: &FlightKey, readers: Vec<Waiter>, now: Instant) {
+        let owns = self.owns();
+        for waiter in readers {
+            if !owns {
+                self.node.misdirect_reply(key.0, self.serve.shard, waiter.reply);
+            } else if let Some(waiter) = self.serve(key, waiter, now) {
+                self.keys.handle_read(key.clone(), waiter);
+            }
+        }
+    }
+
+    /// Answers those who cannot wait any longer for a write or a fence.
+    fn look(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        self.is_looking = false;
+        let left = self.keys.take_waiting(|reader| reader.leaves_at <= now, |writer| writer.is_late(now));
+        for (region, waiter) in left.readers {
+            let region = &self.node.regions[region];
+            let failure = region.slow();
+            region.metrics.count_failure(failure.code);
+            waiter.reply.send(AnswerBody::Failed(failure));
+        }
+        left.writers.into_iter().for_each(|(_, writer)| writer.fail(writing::not_begun()));
+        self.perform(ctx);
+    }
+
+    /// Loads a key, for those who wait for it.
+    fn load(&mut self, key: FlightKey, id: FlightId, now: Instant, me: &Addr<Self>) {
+        let leaves_at = self.keys.waiters(&key, id).next().map(|waiter| waiter.leaves_at);
+        let reason = match leaves_at {
+            Some(_) => self.reason(key.0, &key.1, now),
+            None => self.reason_to_refresh(key.0, &key.1, now),
+        };
+        let flight = key;
         let (node, me) = (Arc::clone(&self.node), me.clone());
         // Not `ctx.spawn`: the actor would poll every load in the air again with every message.
         actix_rt::spawn(async move {
@@ -225,10 +325,17 @@ impl Shard {
         });
     }
 
+    fn reason_to_refresh(&self, region: usize, key: &[u8], now: Instant) -> LoadReason {
+        match self.entries[region].peek(key) {
+            Some(entry) if entry.lifetime.age(now) == Age::Fresh => LoadReason::Ahead,
+            _ => LoadReason::Refreshed,
+        }
+    }
+
     fn land(&mut self, landed: Landed, now: Instant) {
         let Landed { flight, reason, id, result } = landed;
         // A load that was given up meanwhile may not be stored: something newer may be there.
-        let Some((waiters, is_cut)) = self.flights.land(&flight, id) else { return };
+        let Some((waiters, may_be_kept)) = self.keys.handle_landed(&flight, id) else { return };
         let (region, metrics) = (&self.node.regions[flight.0], &self.node.regions[flight.0].metrics);
         match result {
             Ok(loaded) => {
@@ -236,7 +343,7 @@ impl Shard {
                 let entry = Entry { content: loaded.content, reason, lifetime };
                 // What a deposed owner has loaded, or one who was told meanwhile that it is old, was true when it was asked
                 // for, and answers who waited; but it is not kept.
-                let owns = self.owns() && !is_cut && region.trust.holds(loaded.sent);
+                let owns = self.owns() && may_be_kept && region.trust.holds(loaded.sent);
                 let kept = owns && self.entries[flight.0].insert(Box::from(&flight.1[..]), entry.clone()).is_ok();
                 if owns && !kept {
                     metrics.not_kept.inc();
@@ -263,19 +370,19 @@ impl Shard {
 
     /// Forgets one key. Gives how many entries that were.
     fn forget(&mut self, region: usize, key: &[u8]) -> usize {
-        self.flights.cut(|flight| flight.0 == region && flight.1 == key);
+        self.keys.handle_change(|(other, changed)| other == region && changed == key);
         self.entries[region].remove(key)
     }
 
     /// Forgets what is in memory, and cuts what is in the air: that is neither kept nor joined, since it may be older.
-    fn invalidate(&mut self, work: Work) {
+    fn invalidate(&mut self, work: Work, is_prefix: bool) {
         let (region, key) = (work.region, &work.key);
-        let entries = match work.op {
-            Op::InvalidatePrefix => {
-                self.flights.cut(|flight| flight.0 == region && flight.1.starts_with(key));
+        let entries = match is_prefix {
+            true => {
+                self.keys.handle_change(|(other, changed)| other == region && changed.starts_with(key));
                 self.entries[region].remove_prefix(key)
             }
-            _ => self.forget(region, key),
+            false => self.forget(region, key),
         };
         self.node.regions[region].metrics.invalidated.inc_by(entries as u64);
         let entries = u32::try_from(entries).unwrap_or(u32::MAX);
@@ -285,24 +392,11 @@ impl Shard {
     /// Answers those who cannot wait any longer; the load goes on for the others, and for whoever comes.
     fn part(&mut self, Overdue { flight, id }: &Overdue, now: Instant) {
         let region = &self.node.regions[flight.0];
-        for waiter in self.flights.part(flight, *id, |waiter| waiter.leaves_at <= now) {
+        for waiter in self.keys.take_landing(flight, *id, |waiter| waiter.leaves_at <= now) {
             let failure = region.slow();
             region.metrics.count_failure(failure.code);
             waiter.reply.send(AnswerBody::Failed(failure));
         }
-    }
-
-    fn explain(&self, work: &Work, now: Instant) -> AnswerBody {
-        let flight = (work.region, work.key.clone());
-        let page = Explanation {
-            region: self.node.regions[work.region].name.as_str(),
-            key: String::from_utf8_lossy(&work.key),
-            shard: self.serve.shard,
-            owned_since: self.serve.since,
-            is_loading: self.flights.is_in_the_air(&flight),
-            entry: self.entries[work.region].peek(&work.key).map(|entry| EntryPage::of(entry, now)),
-        };
-        AnswerBody::Page(serde_json::to_vec(&page).expect("a page of plain fields is JSON").into())
     }
 }
 
@@ -328,47 +422,6 @@ pub(crate) fn answer(entry: &Entry, served: Served, kept: bool, now: Instant) ->
     }
 }
 
-/// What `/-/explain` says of a key.
-#[derive(Serialize)]
-struct Explanation<'a> {
-    region: &'a str,
-    key: std::borrow::Cow<'a, str>,
-    shard: ShardId,
-    owned_since: Epoch,
-    is_loading: bool,
-    entry: Option<EntryPage>,
-}
-
-#[derive(Serialize)]
-struct EntryPage {
-    state: &'static str,
-    is_absent: bool,
-    /// Why it was loaded.
-    loaded: &'static str,
-    value_bytes: usize,
-    etag: Option<String>,
-    age_ms: u128,
-    ttl_ms: i64,
-}
-
-impl EntryPage {
-    fn of(entry: &Entry, now: Instant) -> Self {
-        Self {
-            state: match entry.lifetime.age(now) {
-                Age::Fresh => "fresh",
-                Age::Stale => "stale",
-                Age::Gone => "gone",
-            },
-            is_absent: entry.content.is_none(),
-            loaded: entry.reason.label(),
-            value_bytes: entry.content.as_ref().map_or(0, |(value, _)| value.len()),
-            etag: entry.content.as_ref().map(|(_, etag)| etag.to_string()),
-            age_ms: now.saturating_duration_since(entry.lifetime.sent).as_millis(),
-            ttl_ms: entry.lifetime.ttl_ms(now),
-        }
-    }
-}
-
 impl Actor for Shard {
     type Context = Context<Self>;
 }
@@ -386,29 +439,60 @@ impl Handler<Batch> for Shard {
     type Result = ();
 
     fn handle(&mut self, Batch(batch): Batch, ctx: &mut Context<Self>) {
-        use actix::AsyncContext;
-        let (now, me) = (Instant::now(), ctx.address());
+        let now = Instant::now();
         // Here the values are taken: here the lease has to hold.
         let owns = self.owns();
-        for work in batch {
-            match work.op {
+        for mut work in batch {
+            match std::mem::replace(&mut work.op, Op::Get) {
                 _ if !owns => self.node.misdirect(work),
-                Op::Get | Op::PassThrough => self.get(work, now, &me),
-                Op::Invalidate | Op::InvalidatePrefix => self.invalidate(work),
+                Op::Get | Op::PassThrough => self.get(work, now),
+                Op::Invalidate => self.invalidate(work, false),
+                Op::InvalidatePrefix => self.invalidate(work, true),
+                Op::Write(writing) => self.want_write(work, *writing, now),
                 Op::Explain => {
                     let page = self.explain(&work, now);
                     work.reply.send(page);
                 }
             }
         }
+        self.perform(ctx);
+    }
+}
+
+impl Handler<WriteEnded> for Shard {
+    type Result = ();
+
+    fn handle(&mut self, ended: WriteEnded, ctx: &mut Context<Self>) {
+        self.end_write(ended);
+        self.perform(ctx);
+    }
+}
+
+impl Handler<FenceSays> for Shard {
+    type Result = ();
+
+    fn handle(&mut self, FenceSays { fence, result, .. }: FenceSays, ctx: &mut Context<Self>) {
+        match result {
+            Ok(n) => self.keys.handle_raised(fence, n),
+            Err(failure) => {
+                let told = self.keys.handle_raise_failed(fence);
+                for (region, waiter) in told.readers {
+                    self.node.regions[region].metrics.count_failure(failure.code);
+                    waiter.reply.send(AnswerBody::Failed(failure.clone()));
+                }
+                told.writers.into_iter().for_each(|(_, writer)| writer.fail(writing::without_fence(&failure)));
+            }
+        }
+        self.perform(ctx);
     }
 }
 
 impl Handler<Landed> for Shard {
     type Result = ();
 
-    fn handle(&mut self, landed: Landed, _: &mut Context<Self>) {
+    fn handle(&mut self, landed: Landed, ctx: &mut Context<Self>) {
         self.land(landed, Instant::now());
+        self.perform(ctx);
     }
 }
 
@@ -458,8 +542,17 @@ pub(crate) struct Stop;
 impl Handler<Stop> for Shard {
     type Result = ();
 
+    /// Who waits is sent to whoever owns the shard now; writes that were begun are still answered.
     fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
-        use actix::ActorContext;
-        ctx.stop();
+        self.is_stopping = true;
+        let waiting = self.keys.take_waiting(|_| true, |_| true);
+        let shard = self.serve.shard;
+        for (region, waiter) in waiting.readers {
+            self.node.misdirect_reply(region, shard, waiter.reply);
+        }
+        for (region, writer) in waiting.writers {
+            self.node.misdirect_reply(region, shard, writer.into_reply());
+        }
+        self.perform(ctx);
     }
 }

@@ -13,10 +13,11 @@ use bytes::Bytes;
 use sharding::epoch::Epoch;
 use sharding::id::ShardId;
 use sharding::membership::After;
-use sharding::wire::FrameReader;
+use sharding::wire::{Failure, FrameReader};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::data;
+use crate::fencing::Wanted;
 use crate::node::Node;
 use crate::pass_through::PassThrough;
 use crate::shard::{Batch, Op, Resize, Shard, Stop, Sweep, Work};
@@ -61,7 +62,7 @@ impl Lane {
             }
             return;
         }
-        if works.iter().any(|work| work.op == Op::PassThrough) && !self.owns(shard) {
+        if works.iter().any(|work| matches!(work.op, Op::PassThrough)) && !self.owns(shard) {
             for work in std::mem::take(&mut works) {
                 match work.op {
                     Op::PassThrough => self.pass_through.take(work),
@@ -97,6 +98,20 @@ pub(crate) struct Serve {
     pub(crate) after: After,
     /// See [`Node::owns`].
     pub(crate) tenure: u64,
+    /// The number that its fences are being raised to.
+    pub(crate) n: u64,
+}
+
+/// What became of the fence of a shard in one database.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct FenceSays {
+    pub(crate) shard: ShardId,
+    pub(crate) tenure: u64,
+    /// The database's position among those that are written to.
+    pub(crate) fence: usize,
+    /// The number that it has now.
+    pub(crate) result: Result<u64, Failure>,
 }
 
 /// Serve a shard no more.
@@ -226,6 +241,20 @@ impl Handler<Notice> for ShardRegion {
     }
 }
 
+impl Handler<FenceSays> for ShardRegion {
+    type Result = ();
+
+    fn handle(&mut self, says: FenceSays, _: &mut Context<Self>) {
+        let is_meant = self
+            .serves
+            .get(says.shard.index())
+            .is_some_and(|serve| serve.is_some_and(|serve| serve.tenure == says.tenure));
+        if is_meant && let Some(Some(shard)) = self.lane.shards.borrow().get(says.shard.index()) {
+            shard.do_send(says);
+        }
+    }
+}
+
 impl Handler<Release> for ShardRegion {
     type Result = ();
 
@@ -247,8 +276,13 @@ impl Handler<ShardDied> for ShardRegion {
         let Some(served) = self.serves[shard.index()].filter(|served| served.since == since) else { return };
         log::error!(shard = shard.0; "a shard's actor panicked and is started again, empty");
         self.lane.node.metrics.shards_restarted.inc();
-        // What it held is gone as after a crash.
-        self.start_shard(Serve { after: After::Crash, ..served }, ctx.address());
+        // What it held is gone as after a crash, and what it was writing may land yet.
+        let node = &self.lane.node;
+        let served = Serve { after: After::Crash, n: node.next_fence_number(), ..served };
+        self.serves[shard.index()] = Some(served);
+        self.start_shard(served, ctx.address());
+        let Serve { tenure, since, n, .. } = served;
+        node.raise_everywhere(&[Wanted { shard, tenure, since, n }]);
     }
 }
 

@@ -1,5 +1,6 @@
 //! One request from the router to the owner of its key, and again when the first try meets a setback.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use sharding::hash::shard_of;
 use sharding::id::{RegionName, ShardId};
 use sharding::routing::{Next, Setback, Tries, bypass};
-use sharding::wire::{AnswerBody, Ask, Failure, FailureCode, RequestBody};
+use sharding::wire::{AnswerBody, Ask, Failure, FailureCode, Precondition, RequestBody};
 use tokio::time::{Instant, sleep, timeout_at};
 use transport::upstream::{Upstream, UpstreamError};
 
@@ -34,6 +35,10 @@ pub(crate) enum ForwardError {
     Node(Failure),
     #[error("{why}")]
     GivenUp { why: Box<Self>, retry_after: Duration },
+    #[error("not written: {0}")]
+    NotWritten(Box<Self>),
+    #[error("whether it was written is not known: {0}; read it to see")]
+    Unknown(Box<Self>),
 }
 
 /// What one thread needs to ask any node.
@@ -46,13 +51,21 @@ pub(crate) struct Forwarder {
 }
 
 /// What is asked of a key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Question {
     Get,
     Explain,
     Invalidate,
     /// All keys of a shard that begin so.
     InvalidatePrefix(ShardId),
+    Put(Precondition, Bytes),
+    Delete(Precondition),
+}
+
+impl Question {
+    const fn is_write(&self) -> bool {
+        matches!(self, Self::Put(..) | Self::Delete(_))
+    }
 }
 
 /// One request, through all its tries.
@@ -61,6 +74,8 @@ struct Wish<'a> {
     region: &'a RegionName,
     key: Bytes,
     deadline: Instant,
+    /// A node may do it, or may have done it, and has not said so.
+    may_be_done: Cell<bool>,
 }
 
 /// Who is asked.
@@ -83,18 +98,28 @@ impl Forwarder {
         key: Bytes,
     ) -> Result<AnswerBody, ForwardError> {
         let deadline = Instant::now() + self.request_timeout;
-        let wish = Wish { question, region, key, deadline };
+        let wish = Wish { question, region, key, deadline, may_be_done: Cell::new(false) };
         let asked = self.ask_until(&wish);
         // Each try keeps the deadline itself; this one is for the waits between them.
-        timeout_at(deadline, asked).await.unwrap_or(Err(ForwardError::DeadlinePassed(self.request_timeout)))
+        let asked = timeout_at(deadline, asked).await;
+        let answer = asked.unwrap_or(Err(ForwardError::DeadlinePassed(self.request_timeout)));
+        match answer {
+            // What a node says of a write says whether it was done.
+            Err(error) if wish.question.is_write() && !matches!(error, ForwardError::Node(_)) => {
+                let why = Box::new(error);
+                Err(if wish.may_be_done.get() { ForwardError::Unknown(why) } else { ForwardError::NotWritten(why) })
+            }
+            answer => answer,
+        }
     }
 
     async fn ask_until(&self, wish: &Wish<'_>) -> Result<AnswerBody, ForwardError> {
-        let (mut tries, mut whom, mut first_error) = (Tries::default(), Whom::Owner, None);
+        let tries = if wish.question == Question::Get { Tries::of_read() } else { Tries::of_owner() };
+        let (mut tries, mut whom, mut first_error) = (tries, Whom::Owner, None);
         loop {
             let view = self.watch.view().ok_or(ForwardError::NoMap)?;
-            let shard = match wish.question {
-                Question::InvalidatePrefix(shard) => shard,
+            let shard = match &wish.question {
+                &Question::InvalidatePrefix(shard) => shard,
                 _ => shard_of(wish.region, &wish.key, view.map.n_shards()),
             };
             let (setback, error) = match self.try_once(&view, shard, whom, wish).await {
@@ -106,7 +131,6 @@ impl Forwarder {
             let error = first_error.get_or_insert(error);
             match tries.handle_setback(view.map.epoch(), view.map.members().len(), setback) {
                 Next::GiveUp => return Err(self.given_up(error)),
-                Next::PassThrough(_) if wish.question != Question::Get => return Err(self.given_up(error)),
                 Next::PassThrough(place) => {
                     self.watch.suspect();
                     whom = Whom::Past(place);
@@ -144,14 +168,20 @@ impl Forwarder {
             region: Bytes::copy_from_slice(wish.region.as_str().as_bytes()),
             key: wish.key.clone(),
         };
-        let body = match (whom, wish.question) {
+        let body = match (whom, &wish.question) {
             (Whom::Past(_), _) => RequestBody::PassThrough(ask),
             (Whom::Owner, Question::Get) => RequestBody::Get(ask),
             (Whom::Owner, Question::Explain) => RequestBody::Explain(ask),
             (Whom::Owner, Question::Invalidate) => RequestBody::Invalidate(ask),
             (Whom::Owner, Question::InvalidatePrefix(_)) => RequestBody::InvalidatePrefix(ask),
+            (Whom::Owner, Question::Put(precondition, value)) => {
+                RequestBody::Put(ask, precondition.clone(), value.clone())
+            }
+            (Whom::Owner, Question::Delete(precondition)) => RequestBody::Delete(ask, precondition.clone()),
         };
+        wish.may_be_done.set(true);
         let answer = self.upstream.ask_patiently(&node.data, shard, body, wish.deadline, PATIENCE).await;
+        wish.may_be_done.set(answer.as_ref().is_err_and(UpstreamError::was_asked));
         match answer {
             Ok(AnswerBody::Misdirected { epoch, .. }) => {
                 self.metrics.misdirected.inc();
@@ -166,6 +196,10 @@ impl Forwarder {
                 Err(Met::Final(ForwardError::DeadlinePassed(self.request_timeout)))
             }
             Err(error @ UpstreamError::Overloaded { .. }) => Err(Met::Final(ForwardError::Overloaded(error))),
+            // Sent again, it might be done twice, and over what was written meanwhile.
+            Err(error) if wish.question.is_write() && error.was_asked() => {
+                Err(Met::Final(ForwardError::Unreachable { shard, error }))
+            }
             Err(error) => Err(Met::Setback(Setback::Unreachable, ForwardError::Unreachable { shard, error })),
         }
     }

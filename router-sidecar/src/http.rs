@@ -6,6 +6,7 @@ mod entries;
 mod error;
 mod invalidate;
 mod target;
+mod write;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use target::Target;
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const REGION_METHODS: &str = "POST";
 const READING_METHODS: &str = "GET, HEAD";
+const ALL_METHODS: &str = "GET, HEAD, PUT, DELETE";
 
 /// What the handlers of one thread share.
 pub(crate) struct HttpState {
@@ -116,6 +118,9 @@ async fn dispatch(
     let region = Some(target.region);
     let answer = match (target.key, request.method()) {
         (Some(key), &Method::GET | &Method::HEAD) => entries::get(request, state, info, key).await,
+        (Some(key), &Method::PUT) if info.writes => write::put(request, payload, state, info, key).await,
+        (Some(key), &Method::DELETE) if info.writes => write::delete(request, state, info, key).await,
+        (Some(_), _) if info.writes => Err(Problem::method(ALL_METHODS)),
         (Some(_), _) => Err(Problem::method(READING_METHODS)),
         (None, &Method::POST) => batch::post(payload, state, info).await,
         (None, _) => Err(Problem::method(REGION_METHODS)),

@@ -181,16 +181,23 @@ impl Purse {
         self.of_share.count()
     }
 
-    /// Takes a slot for an operation that is sent at this moment.
+    /// Slots that are free at this moment.
+    pub fn free(&mut self, now: Now) -> u32 {
+        self.of_share.release(now.boot);
+        self.of_floor.release(now.boot);
+        let of_share = self.share(now).saturating_sub(self.of_share.count());
+        of_share + self.floor_slots(now).saturating_sub(self.of_floor.count())
+    }
+
+    /// Takes a slot for an operation that is sent at this moment, if it leaves so many for others that may be more urgent.
     ///
     /// # Errors
     /// [`Short`] when there is none.
-    pub fn spend(&mut self, now: Now) -> Result<Slot, Short> {
-        self.of_share.release(now.boot);
-        self.of_floor.release(now.boot);
+    pub fn spend(&mut self, now: Now, leaves: u32) -> Result<Slot, Short> {
+        let is_free = self.free(now) > leaves;
         let (share, floor) = (self.share(now), self.floor_slots(now));
         let has_share = self.of_share.count() < share;
-        if !has_share && self.of_floor.count() >= floor {
+        if !is_free {
             let share_at = self.of_share.free_at.front().filter(|_| self.of_share.count() <= share);
             let floor_at = Some(&self.floor_from).filter(|from| now.boot < **from && self.floor.slots > 0);
             let floor_at = floor_at.or(self.of_floor.free_at.front());
@@ -393,7 +400,7 @@ mod tests {
                 let (_, slot) = in_flight.pop_front().expect("there is one");
                 purse.settle(at(now), slot);
             }
-            while let Ok(slot) = purse.spend(at(now)) {
+            while let Ok(slot) = purse.spend(at(now), 0) {
                 sent.push(now);
                 in_flight.push_back((now + operation, slot));
             }
@@ -434,11 +441,11 @@ mod tests {
         purse.handle_share(5, Lease::new(at(0), times.lease, &times));
         assert_eq!(purse.slots(at(100)), 6);
         assert_eq!(purse.slots(at(1200)), 1);
-        let slot = purse.spend(at(2000)).expect("the floor");
-        assert!(purse.spend(at(5000)).is_err(), "it is held until its answer");
+        let slot = purse.spend(at(2000), 0).expect("the floor");
+        assert!(purse.spend(at(5000), 0).is_err(), "it is held until its answer");
         purse.settle(at(5000), slot);
-        assert_eq!(purse.spend(at(5500)).expect_err("a second").until, Some(Duration::from_millis(6020)));
-        assert!(purse.spend(at(6020)).is_ok());
+        assert_eq!(purse.spend(at(5500), 0).expect_err("a second").until, Some(Duration::from_millis(6020)));
+        assert!(purse.spend(at(6020), 0).is_ok());
     }
 
     #[test]
@@ -446,20 +453,29 @@ mod tests {
         let times = Times::default();
         let mut purse = Purse::new(at(0), Floor { slots: 1, hold: HOLD }, Duration::from_secs(2), &times);
         let from = times.bound(Duration::from_secs(2)) + HOLD;
-        assert_eq!(purse.spend(at(0)).expect_err("too early").until, Some(from));
-        assert!(purse.spend(Now { boot: from, ..at(0) }).is_ok());
+        assert_eq!(purse.spend(at(0), 0).expect_err("too early").until, Some(from));
+        assert!(purse.spend(Now { boot: from, ..at(0) }, 0).is_ok());
     }
 
     #[test]
     fn a_smaller_share_waits_for_what_the_larger_one_spent() {
         let mut purse = purse(4, 0);
-        let slots: Vec<Slot> = (0..4).map(|n| purse.spend(at(n * 250)).expect("a slot")).collect();
+        let slots: Vec<Slot> = (0..4).map(|n| purse.spend(at(n * 250), 0).expect("a slot")).collect();
         purse.handle_share(1, Lease::new(at(0), Duration::from_secs(1000), &Times::default()));
         slots.into_iter().for_each(|slot| purse.settle(at(1000), slot));
         assert_eq!(purse.held(at(1500)), 4);
-        assert!(purse.spend(at(1500)).is_err());
+        assert!(purse.spend(at(1500), 0).is_err());
         assert_eq!(purse.held(at(2100)), 0);
-        assert!(purse.spend(at(2100)).is_ok());
+        assert!(purse.spend(at(2100), 0).is_ok());
+    }
+
+    #[test]
+    fn what_is_less_urgent_leaves_slots_for_what_is_more() {
+        let mut purse = purse(4, 0);
+        let _slots: Vec<Slot> = (0..3).map(|n| purse.spend(at(n * 250), 1).expect("a slot")).collect();
+        assert_eq!(purse.free(at(750)), 1);
+        assert!(purse.spend(at(750), 1).is_err());
+        assert!(purse.spend(at(750), 0).is_ok());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Longest key in bytes, after percent-decoding.
 pub const KEY_BYTES_MAX: usize = 4096;
-/// Longest name of a region or a database in bytes.
+/// Longest name of a region, a database or a cluster in bytes.
 pub const REGION_NAME_BYTES_MAX: usize = 63;
 /// Longest name of a node in bytes: that of a DNS name.
 pub const NODE_ID_BYTES_MAX: usize = 253;
@@ -150,6 +150,27 @@ impl DatabaseName {
 impl fmt::Display for DatabaseName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// Name of a cluster: tells its fences from those of another one that writes to the same database.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterName(Arc<str>);
+
+impl ClusterName {
+    /// Parses `[a-z0-9][a-z0-9_-]*`.
+    ///
+    /// # Errors
+    /// [`NameError`] for another shape, or a name that is too long.
+    pub fn parse(name: &str) -> Result<Self, NameError> {
+        check_plain("cluster name", name)?;
+        Ok(Self(name.into()))
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 }
 

@@ -17,6 +17,8 @@
 //! | [`budget`] | how many operations a second each node may spend on a database |
 //! | [`membership`] | what owners and the coordinator say to each other |
 //! | [`ownership`] | node side: which shards to serve, and under which lease |
+//! | [`flight`], [`keys`] | owner side: who loads and who writes a key, and who waits for what |
+//! | [`fence`] | what a database compares before it lets a write through |
 //! | [`routing`] | router side: where a request goes, and what its answer means for the next try |
 //! | [`wire`] | the frames on the data port |
 
@@ -25,8 +27,11 @@ pub mod assign;
 pub mod budget;
 pub mod coordinator;
 pub mod epoch;
+pub mod fence;
+pub mod flight;
 pub mod hash;
 pub mod id;
+pub mod keys;
 pub mod map;
 pub mod membership;
 pub mod ownership;

@@ -134,6 +134,15 @@ impl Ownership {
         self.next_renew = now.boot;
     }
 
+    /// A database knows a fence of this term: somebody has owned under it. It counts as seen, so that no coordinator grants
+    /// below it.
+    pub fn handle_fence(&mut self, now: Now, term: Term) {
+        if self.seen.term < term {
+            self.see(Epoch { term, seq: 0 });
+            self.next_renew = now.boot;
+        }
+    }
+
     /// The answer of a seed.
     pub fn handle_reply(&mut self, now: Now, reply: &Reply) {
         match reply {

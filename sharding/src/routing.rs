@@ -46,14 +46,28 @@ pub enum Next {
 }
 
 /// The tries of one request. Deadlines are the shell's.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tries {
+    /// Others than the owner may answer it.
+    may_pass: bool,
     made: u32,
     passed: usize,
     rounds: u32,
 }
 
 impl Tries {
+    /// Those of a read, which any node can answer.
+    #[must_use]
+    pub const fn of_read() -> Self {
+        Self { may_pass: true, made: 0, passed: 0, rounds: 0 }
+    }
+
+    /// Those of a request that is the owner's alone. It is only tried again while it has surely not been begun.
+    #[must_use]
+    pub const fn of_owner() -> Self {
+        Self { may_pass: false, ..Self::of_read() }
+    }
+
     /// Decides after a try by the map of epoch `known`, which has so many members, that brought no answer.
     pub fn handle_setback(&mut self, known: Epoch, n_members: usize, setback: Setback) -> Next {
         if self.passed == 0 {
@@ -61,12 +75,17 @@ impl Tries {
         }
         match setback {
             _ if self.passed >= PASSES_MAX.min(n_members.max(1)) => {
-                *self = Self { rounds: self.rounds + 1, ..Self::default() };
+                *self = Self { rounds: self.rounds + 1, ..Self::of_read() };
                 if self.rounds < ROUNDS_MAX { Next::Pause(ROUND_PAUSE) } else { Next::GiveUp }
             }
             Setback::Misdirected(newer) if newer > known && self.made < TRIES_MAX => Next::RefreshMap(newer),
             // A node that is behind us, or about to own what the map gives it, needs a moment.
-            Setback::Misdirected(_) | Setback::Dropped if self.made == 1 => Next::Pause(RETRY_PAUSE),
+            Setback::Misdirected(_) | Setback::Dropped
+                if self.made == 1 || (!self.may_pass && self.made < TRIES_MAX) =>
+            {
+                Next::Pause(RETRY_PAUSE)
+            }
+            _ if !self.may_pass => Next::GiveUp,
             _ => {
                 self.passed += 1;
                 Next::PassThrough(self.passed - 1)
@@ -101,22 +120,34 @@ mod tests {
 
     #[test]
     fn a_newer_map_is_fetched_at_once() {
-        let next = Tries::default().handle_setback(epoch(1), 9, Setback::Misdirected(epoch(2)));
+        let next = Tries::of_read().handle_setback(epoch(1), 9, Setback::Misdirected(epoch(2)));
         assert_eq!(next, Next::RefreshMap(epoch(2)));
     }
 
     #[test]
     fn a_node_that_is_behind_gets_a_moment_and_is_then_passed_by() {
-        let mut tries = Tries::default();
+        let mut tries = Tries::of_read();
         assert_eq!(tries.handle_setback(epoch(2), 9, Setback::Misdirected(epoch(1))), Next::Pause(RETRY_PAUSE));
         assert_eq!(tries.handle_setback(epoch(2), 9, Setback::Misdirected(epoch(1))), Next::PassThrough(0));
+    }
+
+    #[test]
+    fn nobody_is_asked_past_the_owner_to_write() {
+        for setback in [Setback::Unreachable, Setback::NoOwner] {
+            assert_eq!(Tries::of_owner().handle_setback(epoch(1), 9, setback), Next::GiveUp);
+        }
+        let mut tries = Tries::of_owner();
+        for _ in 1..TRIES_MAX {
+            assert_eq!(tries.handle_setback(epoch(2), 9, Setback::Misdirected(epoch(1))), Next::Pause(RETRY_PAUSE));
+        }
+        assert_eq!(tries.handle_setback(epoch(2), 9, Setback::Misdirected(epoch(1))), Next::GiveUp);
     }
 
     #[test]
     fn an_owner_that_cannot_be_reached_is_passed_by_at_once() {
         for setback in [Setback::Unreachable, Setback::NoOwner] {
             for (n_members, n_passes) in [(9, PASSES_MAX), (3, 3)] {
-                let mut tries = Tries::default();
+                let mut tries = Tries::of_read();
                 for round in 1..=ROUNDS_MAX {
                     assert_eq!(tries.handle_setback(epoch(1), n_members, setback), Next::PassThrough(0));
                     for place in 1..n_passes {
@@ -134,7 +165,7 @@ mod tests {
     fn a_request_is_given_up_in_the_end_whatever_happens() {
         for setback in [Setback::Unreachable, Setback::NoOwner, Setback::Dropped, Setback::Misdirected(epoch(9))] {
             for n_members in [0, 1, 3, 9] {
-                let mut tries = Tries::default();
+                let mut tries = Tries::of_read();
                 let sent = (1..100).find(|_| tries.handle_setback(epoch(1), n_members, setback) == Next::GiveUp);
                 assert!(sent.is_some_and(|sent| sent <= 18), "{setback:?}: {sent:?}");
             }

@@ -17,16 +17,18 @@ pub use answer::{
 };
 pub use codec::Etag;
 pub use control::{CONTROL_FRAME_BYTES_MAX, Control, IDENTITY_BYTES_MAX, Join};
-pub use request::{Ask, Hello, Request, RequestBody, ToNode};
+pub use request::{Ask, Hello, Precondition, Request, RequestBody, TAGS_MAX, Tags, ToNode};
 
 /// Number of this protocol; a peer that speaks another one is refused.
 pub const PROTOCOL: u16 = 1;
 /// First bytes of every connection, so that a stray client is told apart from an old one.
 pub const MAGIC: [u8; 4] = *b"dcch";
-/// Longest frame that a node accepts.
-pub const REQUEST_FRAME_BYTES_MAX: usize = 64 * 1024;
-/// Largest value that is served.
+/// Longest frame that a node accepts as the first of a connection.
+pub const GREETING_FRAME_BYTES_MAX: usize = 64 * 1024;
+/// Largest value that is served or written.
 pub const VALUE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Longest frame that a node accepts: the largest value and what goes around it.
+pub const REQUEST_FRAME_BYTES_MAX: usize = VALUE_BYTES_MAX + 64 * 1024;
 /// Longest frame that a router accepts: the largest value and what goes around it.
 pub const ANSWER_FRAME_BYTES_MAX: usize = VALUE_BYTES_MAX + 64 * 1024;
 

@@ -34,23 +34,29 @@ pub enum UpstreamError {
         /// Why not.
         error: Arc<ConnectError>,
     },
-    /// It may have been asked.
+    /// The connection ended first.
     #[error("the connection to {address} broke before the answer came")]
     Lost {
         /// Who was to be asked.
         address: Arc<str>,
+        /// Whether it may have been.
+        was_asked: bool,
     },
     /// It does not even answer what needs no database.
     #[error("{address} has fallen silent")]
     Silent {
         /// Who was to be asked.
         address: Arc<str>,
+        /// Whether it may have been.
+        was_asked: bool,
     },
     /// Nothing came, neither good nor bad.
     #[error("no answer from {address} in time")]
     DeadlinePassed {
-        /// Who was asked.
+        /// Who was to be asked.
         address: Arc<str>,
+        /// Whether it may have been.
+        was_asked: bool,
     },
     /// It was not asked.
     #[error("{in_flight_max} requests to {address} are unanswered already")]
@@ -60,6 +66,19 @@ pub enum UpstreamError {
         /// The bound.
         in_flight_max: usize,
     },
+}
+
+impl UpstreamError {
+    /// Whether the node may have been asked, and may do what it was asked for.
+    #[must_use]
+    pub const fn was_asked(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Overloaded { .. } => false,
+            Self::Lost { was_asked, .. } | Self::Silent { was_asked, .. } | Self::DeadlinePassed { was_asked, .. } => {
+                *was_asked
+            }
+        }
+    }
 }
 
 /// The connections of one thread.
@@ -138,21 +157,23 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<AnswerBody, UpstreamError> {
         let link = self.link(address);
-        let passed = |_| UpstreamError::DeadlinePassed { address: Arc::clone(&link.address) };
+        let passed = |was_asked| UpstreamError::DeadlinePassed { address: Arc::clone(&link.address), was_asked };
         let lane = shard.map_or(0, |shard| shard.lane(link.n_lanes.get()));
         let connection = match self.open(&link, lane) {
             Ok(connection) => connection,
             Err(opening) => {
-                let opened = timeout_at(deadline, opening).await.map_err(passed)?;
-                opened.unwrap_or_else(|_| Err(UpstreamError::Lost { address: Arc::clone(&link.address) }))?
+                let opened = timeout_at(deadline, opening).await.map_err(|_| passed(false))?;
+                let lost = UpstreamError::Lost { address: Arc::clone(&link.address), was_asked: false };
+                opened.unwrap_or(Err(lost))?
             }
         };
         if connection.in_flight() >= self.in_flight_max {
             let in_flight_max = self.in_flight_max;
             return Err(UpstreamError::Overloaded { address: Arc::clone(&link.address), in_flight_max });
         }
-        let answer = timeout_at(deadline, connection.ask(body)).await.map_err(passed)?;
-        answer.ok_or_else(|| UpstreamError::Lost { address: Arc::clone(&link.address) })
+        let was_asked = connection.is_open();
+        let answer = timeout_at(deadline, connection.ask(body)).await.map_err(|_| passed(was_asked))?;
+        answer.ok_or_else(|| UpstreamError::Lost { address: Arc::clone(&link.address), was_asked })
     }
 
     /// Asks the lane of a shard, which may have fallen silent. After `patience` without an answer the lane is asked
@@ -201,7 +222,7 @@ impl Upstream {
         }
         // The watch ends when nobody waits; if it panics, what it was to find out is true enough.
         let _ = silent.await;
-        UpstreamError::Silent { address: Arc::clone(&link.address) }
+        UpstreamError::Silent { address: Arc::clone(&link.address), was_asked: true }
     }
 
     /// Says when the lane of this shard has fallen silent: then there is no use in asking it.
@@ -213,7 +234,7 @@ impl Upstream {
         match link.watches.borrow().get(&shard.lane(link.n_lanes.get())) {
             Some(Watch { is_silent: true, is_wanted, .. }) => {
                 is_wanted.set(true);
-                Err(UpstreamError::Silent { address: Arc::clone(&link.address) })
+                Err(UpstreamError::Silent { address: Arc::clone(&link.address), was_asked: false })
             }
             _ => Ok(()),
         }

@@ -9,12 +9,12 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::Deserialize;
 use sharding::budget::Budget;
-use sharding::id::{DatabaseName, NShards, RegionName};
+use sharding::id::{ClusterName, DatabaseName, NShards, RegionName};
 use toml::Spanned;
 
 use super::{CacheConfig, ConfigError, DatabaseConfig, RegionConfig, Server};
 use crate::database::sqlite::Sqlite;
-use crate::database::{Query, postgres, redis};
+use crate::database::{Query, Statements, check_statements, postgres, redis};
 use crate::shard::freshness::Freshness;
 
 const SQLITE_SCHEME: &str = "sqlite:";
@@ -29,6 +29,8 @@ const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 const LOAD_KEYS_MAX: usize = 256;
 const BUDGET_MAX: u32 = 1_000_000;
 const LOAD_QUEUE_MAX: usize = 65_536;
+const WRITE_TIMEOUT: Duration = Duration::from_millis(400);
+const CLUSTER: &str = "default";
 const CONTENT_TYPE: &str = "application/octet-stream";
 /// A client may keep a value but asks each time whether it still holds: only this cache knows.
 const CACHE_CONTROL: &str = "no-cache";
@@ -43,6 +45,7 @@ const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 #[serde(deny_unknown_fields)]
 struct File {
     n_shards: Option<Spanned<u16>>,
+    cluster: Option<Spanned<String>>,
     #[serde(default)]
     database: BTreeMap<Spanned<String>, DatabaseTable>,
     #[serde(default)]
@@ -62,6 +65,7 @@ struct DatabaseTable {
     load_timeout: Option<Spanned<String>>,
     load_keys_max: Option<Spanned<usize>>,
     load_queue_max: Option<Spanned<usize>>,
+    write_timeout: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -71,6 +75,9 @@ struct RegionTable {
     load: Option<Spanned<String>>,
     key: Option<Spanned<String>>,
     field: Option<Spanned<String>>,
+    writes: Option<Spanned<bool>>,
+    store: Option<Spanned<String>>,
+    remove: Option<Spanned<String>>,
     content_type: Option<Spanned<String>>,
     cache_control: Option<Spanned<String>>,
     ttl: Option<Spanned<String>>,
@@ -101,6 +108,10 @@ impl Source<'_> {
             None => NShards::DEFAULT,
             Some(n) => NShards::new(*n.get_ref()).ok_or_else(|| self.wrong(n, "n_shards is 1 to 65535"))?,
         };
+        let cluster = match &file.cluster {
+            None => ClusterName::parse(CLUSTER).expect("a plain name"),
+            Some(name) => ClusterName::parse(name.get_ref()).map_err(|error| self.wrong(name, &error.to_string()))?,
+        };
         if file.region.is_empty() {
             return Err(self.error(None, "there is no [region.NAME]; name at least one data set to serve"));
         }
@@ -112,7 +123,7 @@ impl Source<'_> {
         for (name, table) in &file.region {
             regions.push(self.region(name, table, &databases)?);
         }
-        Ok(CacheConfig { n_shards, databases, regions })
+        Ok(CacheConfig { n_shards, cluster, databases, regions })
     }
 
     fn database(&self, name: &Spanned<String>, table: &DatabaseTable) -> Result<DatabaseConfig, ConfigError> {
@@ -136,6 +147,7 @@ impl Source<'_> {
             load_timeout,
             load_keys_max: self.count(table.load_keys_max.as_ref(), LOAD_KEYS_MAX)?,
             load_queue_max: self.count(table.load_queue_max.as_ref(), LOAD_QUEUE_MAX)?,
+            write_timeout: self.duration(table.write_timeout.as_ref(), WRITE_TIMEOUT)?,
         })
     }
 
@@ -228,6 +240,42 @@ impl Source<'_> {
         }
     }
 
+    /// How a region's values are written, if they may be.
+    fn statements(
+        &self,
+        name: &Spanned<String>,
+        table: &RegionTable,
+        server: &Server,
+    ) -> Result<Option<Statements>, ConfigError> {
+        let is_written = table.writes.as_ref().is_some_and(|writes| *writes.get_ref());
+        match (is_written, &table.store, &table.remove) {
+            (false, None, None) => Ok(None),
+            (false, Some(statement), _) | (false, _, Some(statement)) => {
+                Err(self.wrong(statement, "the region is not written to; say writes = true as well"))
+            }
+            (true, None, None) if matches!(server, Server::Redis(_)) => Ok(Some(Statements::Redis)),
+            (true, Some(statement), _) | (true, _, Some(statement)) if matches!(server, Server::Redis(_)) => {
+                Err(self.wrong(statement, "a region of a Redis database is written by its key; it has no statements"))
+            }
+            (true, Some(store), Some(remove)) => {
+                check_statements(store.get_ref(), remove.get_ref()).map_err(|error| self.wrong(store, &error))?;
+                if let Server::Sqlite(path) = server {
+                    let checked = Sqlite::open_to_write(path)
+                        .and_then(|mut sqlite| sqlite.check_writes(store.get_ref(), remove.get_ref()));
+                    checked.map_err(|error| self.wrong(store, &error.to_string()))?;
+                }
+                let (store, remove) = (store.get_ref().clone(), remove.get_ref().clone());
+                Ok(Some(Statements::Sql { store, remove }))
+            }
+            (true, ..) => Err(self.wrong(
+                name,
+                "a region of an SQL database that is written to has store and remove, as \
+                 \"INSERT INTO things VALUES (:key, :value) ON CONFLICT (id) DO UPDATE SET body = excluded.body\" and \
+                 \"DELETE FROM things WHERE id = :key\"",
+            )),
+        }
+    }
+
     fn region(
         &self,
         name: &Spanned<String>,
@@ -243,6 +291,7 @@ impl Source<'_> {
             self.wrong(&table.database, &format!("no [database.{}]; {known}", table.database.get_ref()))
         })?;
         let query = Arc::new(self.query(name, table, &databases[database].server)?);
+        let statements = self.statements(name, table, &databases[database].server)?.map(Arc::new);
         let freshness = Freshness {
             ttl: self.duration(table.ttl.as_ref(), TTL)?,
             max_stale: self.duration(table.max_stale.as_ref(), MAX_STALE)?,
@@ -256,6 +305,7 @@ impl Source<'_> {
             name: parsed,
             database,
             query,
+            statements,
             content_type: self.content_type(table.content_type.as_ref())?,
             cache_control: self.cache_control(table.cache_control.as_ref())?,
             freshness,

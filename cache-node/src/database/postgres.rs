@@ -1,5 +1,7 @@
 //! PostgreSQL: one operation is one statement that reads all keys of a batch. Each operation in flight has a connection of
-//! its own, kept for the next one.
+//! its own, kept for the next one; so has each write, on connections that may.
+
+mod writing;
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -21,9 +23,10 @@ use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, Error, Row, Stat
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
-    Announcement, Announcer, Database, DatabaseError, Found, KEYS, Query, Read, one_statement, replace_keys,
-    respell_keys,
+    Announcement, Announcer, Database, DatabaseError, Found, KEYS, Query, Raise, Raised, Read, Write, WriteError,
+    Written, one_statement, replace_keys, respell_keys,
 };
+use writing::Storing;
 
 /// Longest time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -54,13 +57,25 @@ struct Inner {
     config: Config,
     tls: MakeRustlsConnect,
     statement_timeout: Duration,
+    write_timeout: Duration,
     idle: Mutex<Vec<Connection>>,
+    idle_to_write: Mutex<Vec<Connection>>,
+    /// For each connection that writes, by the process that serves it: the region and the key that it has written last.
+    writes: Mutex<HashMap<i32, (Arc<str>, Bytes)>>,
 }
 
 struct Connection {
     client: Client,
     /// By the comment, which names the region.
     prepared: HashMap<Arc<str>, Prepared>,
+    /// By the comment, and whether it stores or removes.
+    storing: HashMap<(Arc<str>, bool), Storing>,
+    /// Statements of our own.
+    fixed: HashMap<&'static str, Statement>,
+    /// The server's process, of a connection that writes.
+    pid: Option<i32>,
+    /// It is not to be used again.
+    is_broken: bool,
 }
 
 #[derive(Clone)]
@@ -126,12 +141,18 @@ pub fn check(load: &str) -> Result<(), String> {
 }
 
 impl Postgres {
-    /// Not connected yet. The server itself stops a statement after `statement_timeout`, should we be gone. `ca_file`:
-    /// the certificates (PEM) that the server's may follow from, in the place of those of the machine.
+    /// Not connected yet. The server itself stops a statement that reads after `statement_timeout`, one that writes and what
+    /// it holds after `write_timeout`, should we be gone. `ca_file`: the certificates (PEM) that the server's may follow
+    /// from, in the place of those of the machine.
     ///
     /// # Errors
     /// When that file cannot be read.
-    pub fn new(config: Config, statement_timeout: Duration, ca_file: Option<&Path>) -> std::io::Result<Self> {
+    pub fn new(
+        config: Config,
+        statement_timeout: Duration,
+        write_timeout: Duration,
+        ca_file: Option<&Path>,
+    ) -> std::io::Result<Self> {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(match ca_file {
             Some(path) => {
@@ -146,11 +167,20 @@ impl Postgres {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let tls = MakeRustlsConnect::new(tls);
-        Ok(Self(Arc::new(Inner { config, tls, statement_timeout, idle: Mutex::default() })))
+        let (idle, idle_to_write, writes) = Default::default();
+        Ok(Self(Arc::new(Inner { config, tls, statement_timeout, write_timeout, idle, idle_to_write, writes })))
     }
 
     async fn connect(&self) -> Result<Connection, DatabaseError> {
-        let Inner { config, tls, statement_timeout, .. } = &*self.0;
+        let setup = format!(
+            "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY; SET statement_timeout = {}",
+            self.0.statement_timeout.as_millis().clamp(1, STATEMENT_TIMEOUT_MS_MAX)
+        );
+        self.connect_with(&setup).await
+    }
+
+    async fn connect_with(&self, setup: &str) -> Result<Connection, DatabaseError> {
+        let Inner { config, tls, .. } = &*self.0;
         let connect = async {
             let (client, connection) = config.connect(tls.clone()).await.map_err(|error| failed(&error))?;
             tokio::spawn(async move {
@@ -158,12 +188,9 @@ impl Postgres {
                     log::info!("a connection to PostgreSQL ended: {}", text(&error));
                 }
             });
-            let setup = format!(
-                "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY; SET statement_timeout = {}",
-                statement_timeout.as_millis().clamp(1, STATEMENT_TIMEOUT_MS_MAX)
-            );
-            client.batch_execute(&setup).await.map_err(|error| failed(&error))?;
-            Ok(Connection { client, prepared: HashMap::new() })
+            client.batch_execute(setup).await.map_err(|error| failed(&error))?;
+            let (prepared, storing, fixed) = Default::default();
+            Ok(Connection { client, prepared, storing, fixed, pid: None, is_broken: false })
         };
         timeout(CONNECT_TIMEOUT, connect).await.unwrap_or_else(|_| {
             Err(DatabaseError::Unavailable(format!("no connection to PostgreSQL within {CONNECT_TIMEOUT:?}")))
@@ -228,8 +255,10 @@ impl Postgres {
             loop {
                 match poll_fn(|context| connection.poll_message(context)).await {
                     Some(Ok(AsyncMessage::Notification(notice))) => {
-                        // Whoever was told ends us when it ends.
-                        let _ = tell.send(announced(regions, notice.payload()));
+                        if !self.is_our_write(notice.process_id(), notice.payload()) {
+                            // Whoever was told ends us when it ends.
+                            let _ = tell.send(announced(regions, notice.payload()));
+                        }
                     }
                     Some(Ok(_)) => {}
                     Some(Err(error)) => return failed(&error),
@@ -263,6 +292,18 @@ impl Postgres {
     }
 }
 
+impl Postgres {
+    /// Whether this is said of what a connection of ours has written last: memory has it already, as it was read back
+    /// behind it, or later.
+    fn is_our_write(&self, pid: i32, payload: &str) -> bool {
+        let writes = self.0.writes.lock().expect("nothing panics while it holds the lock");
+        let is_same = |(region, key): &(Arc<str>, Bytes)| {
+            payload.split_once(' ').is_some_and(|(name, named)| *name == **region && named.as_bytes() == key)
+        };
+        writes.get(&pid).is_some_and(is_same)
+    }
+}
+
 /// `region key`, or a region alone, or nothing: all of them.
 fn announced(regions: &[String], payload: &str) -> Announcement {
     let (name, key) = payload.split_once(' ').map_or((payload, None), |(name, key)| (name, Some(key)));
@@ -292,6 +333,16 @@ impl Database for Postgres {
         let postgres = self.clone();
         Box::pin(async move { postgres.read(read).await })
     }
+
+    fn write(&self, write: Write) -> BoxFuture<'static, Result<Written, WriteError>> {
+        let postgres = self.clone();
+        Box::pin(async move { Self::write(&postgres, write).await })
+    }
+
+    fn raise(&self, raise: Raise) -> BoxFuture<'static, Result<Raised, DatabaseError>> {
+        let postgres = self.clone();
+        Box::pin(async move { Self::raise(&postgres, raise).await })
+    }
 }
 
 impl Connection {
@@ -303,11 +354,11 @@ impl Connection {
             Some(prepared) => prepared,
             None => self.prepare_anew(load, &read.comment).await?,
         };
-        match self.ask(&prepared, read).await {
+        match self.ask(&prepared, &read.keys, || read.may_be_sent()).await {
             // The table is another than when the statement was prepared: it was not run.
             Err(Asked::Refused(error)) if is_old && is_outdated(&error) => {
                 let prepared = self.prepare_anew(load, &read.comment).await?;
-                self.ask(&prepared, read).await
+                self.ask(&prepared, &read.keys, || read.may_be_sent()).await
             }
             answer => answer,
         }
@@ -324,10 +375,15 @@ impl Connection {
         Ok(prepared)
     }
 
-    async fn ask(&self, prepared: &Prepared, read: &Read) -> Result<Found, Asked> {
-        let Some((keys, _)) = prepared.keys.bind(&read.keys) else { return Ok(Found::new()) };
+    async fn ask(
+        &self,
+        prepared: &Prepared,
+        keys: &[Bytes],
+        may_be_sent: impl Fn() -> Result<(), DatabaseError>,
+    ) -> Result<Found, Asked> {
+        let Some((keys, _)) = prepared.keys.bind(keys) else { return Ok(Found::new()) };
         // Connecting and preparing may have taken long.
-        read.may_be_sent().map_err(Asked::TooLate)?;
+        may_be_sent().map_err(Asked::TooLate)?;
         let rows = self.client.query(&prepared.statement, &[&*keys]).await.map_err(Asked::Refused)?;
         let mut found = Found::with_capacity(rows.len());
         for row in &rows {

@@ -1,5 +1,7 @@
 //! Redis: strings by `MGET`, a field of hashes by one script. One connection, shared by all that is in flight.
 
+mod writing;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -16,7 +18,9 @@ use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::time::timeout_at;
 
-use super::{Announcement, Announcer, Database, DatabaseError, Found, Query, Read};
+use super::{
+    Announcement, Announcer, Database, DatabaseError, Found, Query, Raise, Raised, Read, Write, WriteError, Written,
+};
 
 /// Longest time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -239,6 +243,16 @@ impl Database for Redis {
     fn read(&self, read: Read) -> BoxFuture<'static, Result<Found, DatabaseError>> {
         let redis = self.clone();
         Box::pin(async move { redis.read(read).await })
+    }
+
+    fn write(&self, write: Write) -> BoxFuture<'static, Result<Written, WriteError>> {
+        let redis = self.clone();
+        Box::pin(async move { redis.write(write).await })
+    }
+
+    fn raise(&self, raise: Raise) -> BoxFuture<'static, Result<Raised, DatabaseError>> {
+        let redis = self.clone();
+        Box::pin(async move { redis.raise(raise).await })
     }
 }
 

@@ -1,5 +1,7 @@
-//! SQLite: the embedded database. Opened read-only; several processes may share the file. Its calls block, so they are
-//! made on threads of their own.
+//! SQLite: the embedded database. Opened read-only, and once more to write where a region is written to; several processes
+//! may share the file. Its calls block, so they are made on threads of their own.
+
+mod writing;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,7 +18,10 @@ use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags};
 
 use tokio::sync::oneshot;
 
-use super::{Database, DatabaseError, Found, KEYS, Query, Read, one_statement, replace_keys, respell_keys};
+use super::{
+    Database, DatabaseError, Found, KEYS, Query, Raise, Raised, Read, Write, WriteError, Written, one_statement,
+    replace_keys, respell_keys,
+};
 
 /// How long a read waits for a writer that holds the file's lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(1);
@@ -38,8 +43,20 @@ impl Sqlite {
     /// # Errors
     /// [`DatabaseError::Failed`] when it cannot be opened or is no SQLite database.
     pub fn open(path: &Path) -> Result<Self, DatabaseError> {
+        Self::open_as(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+    }
+
+    /// Opens a file to write.
+    ///
+    /// # Errors
+    /// As [`Sqlite::open`].
+    pub fn open_to_write(path: &Path) -> Result<Self, DatabaseError> {
+        Self::open_as(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+    }
+
+    fn open_as(path: &Path, mode: OpenFlags) -> Result<Self, DatabaseError> {
         let open = || {
-            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let flags = mode | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             let mut connection = Connection::open_with_flags(path, flags)?;
             connection.busy_timeout(BUSY_TIMEOUT)?;
             connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
@@ -75,9 +92,12 @@ impl Sqlite {
     }
 
     fn prepare(&mut self, load: &str, comment: &str) -> Result<CachedStatement<'_>, DatabaseError> {
-        let sql = with_key_table(load);
-        let sql = if comment.is_empty() { sql } else { format!("{} /* {comment} */", one_statement(&sql)) };
-        self.connection.prepare_cached(&sql).map_err(failed)
+        self.prepare_plain(&with_key_table(load), comment)
+    }
+
+    fn prepare_plain(&self, sql: &str, comment: &str) -> Result<CachedStatement<'_>, DatabaseError> {
+        let commented = format!("{} /* {comment} */", one_statement(sql));
+        self.connection.prepare_cached(if comment.is_empty() { sql } else { &commented }).map_err(failed)
     }
 
     /// Keys are bound as text, as a blob when they are not UTF-8. A row answers the key that its first column, as
@@ -102,65 +122,155 @@ impl Sqlite {
     }
 }
 
-/// An SQLite file, read by threads that each have a connection.
+/// An SQLite file, read by threads that each have a connection, and written to by one more.
 #[derive(Debug)]
 pub struct Threads {
-    jobs: Sender<Job>,
+    reads: Sender<Job<Read, Result<Found, DatabaseError>>>,
+    changes: Sender<Change>,
 }
 
 #[derive(Debug)]
-struct Job {
-    read: Read,
-    answer: oneshot::Sender<Result<Found, DatabaseError>>,
+struct Job<T, A> {
+    what: T,
+    answer: oneshot::Sender<A>,
+}
+
+/// What the thread that writes does.
+#[derive(Debug)]
+enum Change {
+    Write(Box<Job<Write, Result<Written, WriteError>>>),
+    Raise(Job<Raise, Result<Raised, DatabaseError>>),
 }
 
 impl Threads {
-    /// Starts so many threads; they end when it is dropped.
+    /// Starts so many threads that read; all end when it is dropped.
     ///
     /// # Errors
     /// When a thread cannot be started.
     pub fn start(path: &Path, n_threads: usize) -> std::io::Result<Self> {
-        let (jobs, waiting) = unbounded();
+        let (reads, waiting) = unbounded();
         for number in 0..n_threads {
             let (path, waiting) = (path.to_owned(), Receiver::clone(&waiting));
-            std::thread::Builder::new().name(format!("sqlite {number}")).spawn(move || work(&path, &waiting))?;
+            std::thread::Builder::new().name(format!("sqlite {number}")).spawn(move || read_all(&path, &waiting))?;
         }
-        Ok(Self { jobs })
+        let (changes, waiting) = unbounded();
+        let path = path.to_owned();
+        std::thread::Builder::new().name("sqlite writes".to_owned()).spawn(move || change_all(&path, &waiting))?;
+        Ok(Self { reads, changes })
     }
+}
+
+fn lost() -> DatabaseError {
+    DatabaseError::Failed("its threads have ended".to_owned())
 }
 
 impl Database for Threads {
     fn read(&self, read: Read) -> BoxFuture<'static, Result<Found, DatabaseError>> {
         let (answer, answered) = oneshot::channel();
-        // As many wait as its loader has in flight.
-        let sent = self.jobs.send(Job { read, answer });
+        // As many wait as its loader has in flight; so do those below.
+        let sent = self.reads.send(Job { what: read, answer });
         Box::pin(async move {
-            let lost = || DatabaseError::Failed("its threads have ended".to_owned());
+            sent.map_err(|_| lost())?;
+            answered.await.unwrap_or_else(|_| Err(lost()))
+        })
+    }
+
+    fn write(&self, write: Write) -> BoxFuture<'static, Result<Written, WriteError>> {
+        let (answer, answered) = oneshot::channel();
+        let until = write.until;
+        let sent = self.changes.send(Change::Write(Box::new(Job { what: write, answer })));
+        Box::pin(async move {
+            sent.map_err(|_| WriteError::NotDone(lost()))?;
+            match tokio::time::timeout_at(until.into(), answered).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(_)) => Err(WriteError::Unknown(lost())),
+                Err(_) => Err(WriteError::Unknown(DatabaseError::TimedOut)),
+            }
+        })
+    }
+
+    fn raise(&self, raise: Raise) -> BoxFuture<'static, Result<Raised, DatabaseError>> {
+        let (answer, answered) = oneshot::channel();
+        let sent = self.changes.send(Change::Raise(Job { what: raise, answer }));
+        Box::pin(async move {
             sent.map_err(|_| lost())?;
             answered.await.unwrap_or_else(|_| Err(lost()))
         })
     }
 }
 
-fn work(path: &Path, waiting: &Receiver<Job>) {
-    let mut connection = None;
-    while let Ok(Job { read, answer }) = waiting.recv() {
-        let result = catch_unwind(AssertUnwindSafe(|| {
+/// A connection that is opened when it is first needed, and again after a panic.
+struct Opened<'a> {
+    path: &'a Path,
+    open: fn(&Path) -> Result<Sqlite, DatabaseError>,
+    sqlite: Option<Sqlite>,
+}
+
+impl Opened<'_> {
+    /// `None`: it panicked.
+    fn run<T, E: From<Refusal>>(&mut self, what: impl FnOnce(&mut Sqlite) -> Result<T, E>) -> Option<Result<T, E>> {
+        let run = catch_unwind(AssertUnwindSafe(|| {
+            let sqlite = match &mut self.sqlite {
+                Some(sqlite) => sqlite,
+                None => self.sqlite.insert((self.open)(self.path).map_err(Refusal)?),
+            };
+            what(sqlite)
+        }));
+        if run.is_err() {
+            self.sqlite = None;
+        }
+        run.ok()
+    }
+}
+
+/// The file could not be opened, so nothing was done.
+struct Refusal(DatabaseError);
+
+impl From<Refusal> for DatabaseError {
+    fn from(Refusal(error): Refusal) -> Self {
+        error
+    }
+}
+
+impl From<Refusal> for WriteError {
+    fn from(Refusal(error): Refusal) -> Self {
+        Self::NotDone(error)
+    }
+}
+
+fn panicked() -> DatabaseError {
+    DatabaseError::Failed("its driver panicked".to_owned())
+}
+
+fn read_all(path: &Path, waiting: &Receiver<Job<Read, Result<Found, DatabaseError>>>) {
+    let mut opened = Opened { path, open: Sqlite::open, sqlite: None };
+    while let Ok(Job { what: read, answer }) = waiting.recv() {
+        let result = opened.run(|sqlite| {
             // Nobody may wait any more: this thread may have stood still.
             read.may_be_sent()?;
             let Query::Sql(load) = &*read.query else { return Err(DatabaseError::Failed("it takes SQL".to_owned())) };
-            let sqlite = match &mut connection {
-                Some(sqlite) => sqlite,
-                None => connection.insert(Sqlite::open(path)?),
-            };
             sqlite.read(load, &read.comment, &read.keys, read.until)
-        }));
-        let result = result.unwrap_or_else(|_| {
-            connection = None;
-            Err(DatabaseError::Failed("its driver panicked".to_owned()))
         });
         // Nobody waits any more: the operation has outlived its time.
-        let _ = answer.send(result);
+        let _ = answer.send(result.unwrap_or_else(|| Err(panicked())));
+    }
+}
+
+fn change_all(path: &Path, waiting: &Receiver<Change>) {
+    let mut opened = Opened { path, open: Sqlite::open_to_write, sqlite: None };
+    while let Ok(change) = waiting.recv() {
+        match change {
+            Change::Write(job) => {
+                let result = opened.run(|sqlite| sqlite.write(&job.what));
+                // As above.
+                let _ = job.answer.send(result.unwrap_or_else(|| Err(WriteError::Unknown(panicked()))));
+            }
+            Change::Raise(Job { what, answer }) => {
+                let result = opened.run(|sqlite| sqlite.raise(&what));
+                // As above.
+                let _ = answer.send(result.unwrap_or_else(|| Err(panicked())));
+            }
+        }
     }
 }
 

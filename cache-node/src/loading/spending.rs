@@ -12,6 +12,9 @@ use tokio::sync::Notify;
 
 use crate::clock;
 
+/// The part of a node's slots that loads leave to writes: one in so many.
+const RESERVE_PART: u32 = 8;
+
 /// Shared by all who hold it; changed under its lock only, for a moment.
 #[derive(Clone, Debug)]
 pub(crate) struct Spending(Arc<Inner>);
@@ -62,13 +65,32 @@ impl Spending {
         &self.0.database
     }
 
-    /// A slot for an operation that is sent at once.
+    /// A slot for a load that is sent at once. Where there are writes some slots are left to them.
     ///
     /// # Errors
     /// [`Short`], by [`clock::now`].
-    pub(crate) fn spend(&self) -> Result<HeldSlot, Short> {
-        let slot = self.purse().spend(clock::now())?;
+    pub(crate) fn spend_on_load(&self, has_writes: bool) -> Result<HeldSlot, Short> {
+        let now = clock::now();
+        let mut purse = self.purse();
+        let reserve = if has_writes { purse.slots(now) / RESERVE_PART } else { 0 };
+        let slot = purse.spend(now, reserve)?;
         Ok(HeldSlot { spending: self.clone(), slot: Some(slot) })
+    }
+
+    /// A slot for a write, or for the raise of fences, that is sent at once.
+    ///
+    /// # Errors
+    /// As [`Spending::spend_on_load`].
+    pub(crate) fn spend_on_write(&self) -> Result<HeldSlot, Short> {
+        let slot = self.purse().spend(clock::now(), 0)?;
+        Ok(HeldSlot { spending: self.clone(), slot: Some(slot) })
+    }
+
+    /// Whether most of what may be spent is not.
+    pub(crate) fn is_mostly_unspent(&self) -> bool {
+        let now = clock::now();
+        let mut purse = self.purse();
+        purse.free(now) > purse.slots(now) / 2
     }
 
     /// How long so many more operations have to wait, about; `None`: there is no slot to wait for.

@@ -4,10 +4,13 @@ use std::sync::Mutex;
 
 use prometheus_client::registry::Registry;
 use sharding::budget::{Budget, Floor};
-use sharding::id::DatabaseName;
+use sharding::fence::Token;
+use sharding::id::{ClusterName, DatabaseName, NShards, ShardId};
 use sharding::times::{Lease, Times};
 
+use super::writing::{WriteEnd, WriteFailure, WriteWish};
 use super::*;
+use crate::database::{Raise, Raised, Write, WriteError, Written};
 use crate::metrics::Metrics;
 
 const LIMITS: LoaderLimits = LoaderLimits {
@@ -16,13 +19,16 @@ const LIMITS: LoaderLimits = LoaderLimits {
     in_flight_max: 1,
     operation_timeout: Duration::from_secs(5),
     timeout: Duration::from_secs(5),
+    write_timeout: Duration::from_secs(1),
 };
 
 type Answer = Result<Found, DatabaseError>;
 
-/// A database whose every read is played by the test: it says what it was asked, then waits for the answer.
+/// A database whose every read is played by the test: it says what it was asked, then waits for the answer. Of writes and
+/// raises it says so, and does them.
 struct Scripted {
     asked: crossbeam_channel::Sender<(Vec<Bytes>, oneshot::Sender<Answer>)>,
+    changed: crossbeam_channel::Sender<String>,
 }
 
 impl Database for Scripted {
@@ -37,23 +43,40 @@ impl Database for Scripted {
             }
         })
     }
+
+    fn write(&self, write: Write) -> BoxFuture<'static, Result<Written, WriteError>> {
+        self.changed.send(String::from_utf8_lossy(&write.key).into_owned()).expect("the test listens");
+        Box::pin(async move { Ok(Written::Done(write.value)) })
+    }
+
+    fn raise(&self, raise: Raise) -> BoxFuture<'static, Result<Raised, DatabaseError>> {
+        self.changed.send(format!("{} fences", raise.tokens.len())).expect("the test listens");
+        let raised = raise.tokens.into_iter().map(|(shard, _)| shard).collect();
+        Box::pin(async move { Ok(Raised { raised, higher: Vec::new() }) })
+    }
 }
 
 struct Scene {
     loader: Loader,
     asked: crossbeam_channel::Receiver<(Vec<Bytes>, oneshot::Sender<Answer>)>,
+    changed: crossbeam_channel::Receiver<String>,
+    lease: HeldLease,
     /// Operations that the test has not answered yet.
     open: Mutex<Vec<oneshot::Sender<Answer>>>,
 }
 
 fn scene(limits: LoaderLimits, spending: Option<Spending>) -> Scene {
     let (asked_by, asked) = crossbeam_channel::unbounded();
-    let database = Arc::new(Scripted { asked: asked_by });
+    let (changed_by, changed) = crossbeam_channel::unbounded();
+    let database = Arc::new(Scripted { asked: asked_by, changed: changed_by });
     let metrics = Metrics::new(&mut Registry::default()).database("main");
     let name = RegionName::parse("things").expect("a name");
-    let region = LoadedRegion { place: 0, name, query: Arc::new(Query::Sql("SELECT".to_owned())) };
-    let loader = Loader::start("main", database, vec![region], limits, spending, metrics).expect("a thread");
-    Scene { loader, asked, open: Mutex::default() }
+    let query = Arc::new(Query::Sql("SELECT".to_owned()));
+    let region = LoadedRegion { place: 0, name, query, statements: Some(Arc::new(Statements::Redis)) };
+    let fences = Fences { cluster: ClusterName::parse("test").expect("a name"), n_shards: NShards::DEFAULT };
+    let (fences, lease) = (Arc::new(fences), HeldLease::default());
+    let loader = Loader::start("main", database, vec![region], limits, spending, metrics, fences, lease.clone());
+    Scene { loader: loader.expect("a thread"), asked, changed, lease, open: Mutex::default() }
 }
 
 fn found(key: &'static str, value: &'static str) -> Answer {
@@ -262,4 +285,81 @@ fn a_share_that_comes_lets_what_waits_leave() {
     assert_eq!(waiting.used().demand, 1);
     waiting.handle_share(2, Lease::new(crate::clock::now(), Duration::from_secs(100), &Times::default()));
     assert_eq!(scene.asked(), ["a"]);
+}
+
+impl Scene {
+    fn hold(&self, lease: Duration) {
+        self.lease.set(Lease::new(crate::clock::now(), lease, &Times::default()));
+    }
+
+    /// Writes a key on a thread of its own.
+    fn write(&self, key: &'static str, start_by: Instant) -> std::thread::JoinHandle<WriteEnd> {
+        let wish = WriteWish {
+            region: 0,
+            key: Bytes::from(key),
+            value: Some(Bytes::from("v")),
+            precondition: Default::default(),
+            shard: ShardId(0),
+            token: Token::default(),
+            start_by,
+        };
+        let loader = self.loader.clone();
+        std::thread::spawn(move || futures_executor(loader.write(wish)))
+    }
+
+    fn changed(&self) -> String {
+        self.changed.recv_timeout(LIMITS.timeout).expect("the database is changed")
+    }
+}
+
+fn futures_executor<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
+}
+
+fn late() -> Instant {
+    Instant::now() + LIMITS.timeout
+}
+
+#[test]
+fn a_write_does_not_wait_for_loads() {
+    let scene = scene(LIMITS, None);
+    scene.hold(LIMITS.timeout);
+    let _load = scene.send("a");
+    assert_eq!(scene.asked(), ["a"]);
+    let write = scene.write("b", late());
+    assert_eq!(scene.changed(), "b");
+    assert!(matches!(write.join().expect("ended"), Ok((_, Written::Done(Some(_))))));
+}
+
+#[test]
+fn a_write_that_may_outlast_the_lease_is_not_begun() {
+    let scene = scene(LIMITS, None);
+    scene.hold(LIMITS.write_timeout);
+    let Err(failure) = scene.write("a", late()).join().expect("ended") else { panic!("it was written") };
+    assert!(matches!(failure, WriteFailure::NotStarted { .. }), "{failure}");
+    assert_eq!(failure.failure().code, FailureCode::NotApplied);
+    assert!(scene.changed.is_empty());
+}
+
+#[test]
+fn a_write_that_the_budget_has_no_slot_for_is_given_up_in_time() {
+    let database = DatabaseName::parse("main").expect("a name");
+    let budget = Budget(NonZeroU32::new(10).expect("some"));
+    let spending = Spending::new(database, budget, Floor::NONE, LIMITS.operation_timeout, &Times::default());
+    let scene = scene(LIMITS, Some(spending));
+    scene.hold(LIMITS.timeout);
+    let began = Instant::now();
+    let end = scene.write("a", began + Duration::from_millis(50)).join().expect("ended");
+    assert!(matches!(end, Err(WriteFailure::NotStarted { .. })), "{end:?}");
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(scene.changed.is_empty());
+}
+
+#[test]
+fn a_set_of_fences_rises_in_one_operation() {
+    let scene = scene(LIMITS, None);
+    let tokens = (0..100).map(|shard| (ShardId(shard), Token::default())).collect();
+    let raised = futures_executor(scene.loader.raise(tokens)).expect("raised");
+    assert_eq!((raised.raised.len(), scene.changed().as_str()), (100, "100 fences"));
+    assert!(scene.changed.is_empty());
 }

@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 /// Largest part of a time to live that chance takes away, so that entries loaded together do not expire together.
 const JITTER: f64 = 0.1;
 
+/// The last part of the time for which an entry is fresh: one in so many.
+const ENDING_PART: u32 = 10;
+
 /// The times of a region; all count from when a load was sent to the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Freshness {
@@ -53,6 +56,12 @@ impl Lifetime {
         } else {
             Age::Gone
         }
+    }
+
+    /// Whether it will be stale soon. What is absent never is.
+    pub(crate) fn is_ending(&self, now: Instant) -> bool {
+        let fresh = self.stale_from.saturating_duration_since(self.sent);
+        self.stale_from < self.gone_from && self.stale_from.saturating_duration_since(now) < fresh / ENDING_PART
     }
 
     /// Milliseconds until it is stale; negative afterwards.

@@ -23,6 +23,11 @@ impl Trust {
         self.from.fetch_max(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::AcqRel);
     }
 
+    /// Since when; only to be compared with another answer.
+    pub(crate) fn from(&self) -> u64 {
+        self.from.load(Ordering::Acquire)
+    }
+
     /// Whether what was asked for at this moment may be served.
     pub(crate) fn holds(&self, sent: Instant) -> bool {
         let from = self.from.load(Ordering::Acquire);

@@ -12,9 +12,9 @@ use sharding::wire::{Answer, AnswerBody, Failure, FailureCode, Served};
 
 use super::*;
 use crate::clock;
-use crate::config::{Args, CacheConfig};
+use crate::config::{CacheConfig, Program};
 use crate::reply::Outbox;
-use crate::shard::Op;
+use crate::shard::{Op, Writing};
 
 /// Makes a shard's actor panic, as a mistake in it would.
 #[derive(Clone, Copy, Debug, Message)]
@@ -54,8 +54,12 @@ fn write_config(dir: &Path, load: &str) -> CacheConfig {
         "CREATE TABLE things (id INTEGER PRIMARY KEY, body TEXT); INSERT INTO things VALUES (1, 'one'), (2, 'two')";
     database.execute_batch(schema).expect("a table");
     let path = dir.join("cache.toml");
-    let text =
-        format!("[database.main]\nurl = \"sqlite:test.db\"\n[region.things]\ndatabase = \"main\"\nload = \"{load}\"\n");
+    database.execute_batch(crate::database::FENCE_TABLE).expect("a table");
+    let text = format!(
+        "[database.main]\nurl = \"sqlite:test.db\"\n[region.things]\ndatabase = \"main\"\nload = \"{load}\"\n\
+         writes = true\nstore = \"INSERT INTO things VALUES (:key, :value) ON CONFLICT (id) DO UPDATE SET body = \
+         excluded.body\"\nremove = \"DELETE FROM things WHERE id = :key\"\n"
+    );
     std::fs::write(&path, text).expect("a file");
     CacheConfig::load(&path).expect("a sound configuration")
 }
@@ -65,23 +69,29 @@ impl Scene {
     fn new(load: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let config = write_config(dir.path(), load);
-        let args = Args::parse_from(["cache-node", "--name", "a", "--seeds", "a=127.0.0.1:1", "--lanes", "2"]);
+        let flags = ["cache-node", "--name", "a", "--seeds", "a=127.0.0.1:1", "--lanes", "2"];
+        let args = Program::parse_from(flags).args;
         let place = crate::place(&args, &config).expect("a sound place");
-        let node = Arc::new(Node::start(&args, crate::n_lanes(&args), &config, &place).expect("starts").0);
+        let (node, _, fencing) = Node::start(&args, crate::n_lanes(&args), &config, &place).expect("starts");
+        let node = Arc::new(node);
         let lanes = crate::start_lanes(&node);
+        let (inbox, _) = tokio::sync::mpsc::channel(1);
+        for fencing in fencing {
+            actix_rt::spawn(fencing.run(Arc::clone(&node), lanes.clone(), inbox.clone()));
+        }
         let epoch = Epoch { term: Term { counter: 1, seed: 0 }, seq: 1 };
         let map = ShardMap::assigned(epoch, config.n_shards, place.seeds).expect("a map");
         node.publish(Arc::new(map));
         node.set_lease(Lease::new(clock::now(), LEASE, &Times::default()));
+        let n = node.next_fence_number();
+        let mut acquired = Vec::new();
         for shard in config.n_shards.shards() {
             node.set_tenure(shard, 1);
-            lanes[usize::from(shard.lane(node.n_lanes))].do_send(Serve {
-                shard,
-                since: epoch,
-                after: After::Nobody,
-                tenure: 1,
-            });
+            let serve = Serve { shard, since: epoch, after: After::Nobody, tenure: 1, n };
+            lanes[usize::from(shard.lane(node.n_lanes))].do_send(serve);
+            acquired.push(Wanted { shard, tenure: 1, since: epoch, n });
         }
+        node.raise_everywhere(&acquired);
         Self { node, lanes, outbox: Arc::default(), _dir: dir }
     }
 
@@ -118,6 +128,31 @@ impl Scene {
         }
         let [Answer { body, .. }] = <[Answer; 1]>::try_from(answers).expect("one answer");
         body
+    }
+
+    /// So many answers, in the order of their requests.
+    async fn answers(&self, n: usize) -> Vec<Answer> {
+        let mut answers = Vec::new();
+        while answers.len() < n {
+            self.outbox.changed().await;
+            let mut more = Vec::new();
+            self.outbox.take(&mut more);
+            answers.extend(more);
+        }
+        answers.sort_by_key(|answer| answer.id);
+        answers
+    }
+
+    fn put(&self, id: u32, key: &'static str, value: &'static str) {
+        let writing = Writing { value: Some(Bytes::from(value)), precondition: Default::default(), _room: None };
+        self.send_op(Op::Write(Box::new(writing)), self.lane_of(key), id, key);
+    }
+
+    /// Waits until its shard may be loaded, and forgets it again.
+    async fn forgotten(&self, key: &'static str) {
+        self.get(key).await;
+        self.send_op(Op::Invalidate, self.lane_of(key), 1, key);
+        assert!(matches!(self.answer().await, AnswerBody::Invalidated { entries: 1, .. }));
     }
 
     async fn get(&self, key: &'static str) -> AnswerBody {
@@ -164,27 +199,22 @@ async fn a_shard_that_is_not_ours_is_misdirected() {
 
 #[actix_rt::test]
 async fn what_was_in_the_air_when_its_key_was_invalidated_is_neither_kept_nor_joined() {
-    for op in [Op::Invalidate, Op::InvalidatePrefix] {
+    for is_prefix in [false, true] {
+        let op = if is_prefix { Op::InvalidatePrefix } else { Op::Invalidate };
         let scene = Scene::new(SLOW);
+        scene.forgotten("1").await;
         let lane = scene.lane_of("1");
         scene.send(lane, 1, "1");
         scene.send_op(op, lane, 2, "1");
         scene.send(lane, 3, "1");
-        let mut answers = Vec::new();
-        while answers.len() < 3 {
-            scene.outbox.changed().await;
-            let mut more = Vec::new();
-            scene.outbox.take(&mut more);
-            answers.extend(more);
-        }
-        answers.sort_by_key(|answer| answer.id);
+        let answers = scene.answers(3).await;
         let is_kept = |answer: &Answer| match &answer.body {
             AnswerBody::Value { entry, .. } => (entry.served, entry.kept),
             other => panic!("{other:?}"),
         };
-        assert_eq!(is_kept(&answers[0]), (Served::Miss, false), "{op:?}: it may be old");
-        assert!(matches!(answers[1].body, AnswerBody::Invalidated { entries: 0, .. }), "{op:?}");
-        assert_eq!(is_kept(&answers[2]), (Served::Miss, true), "{op:?}: a load of its own");
+        assert_eq!(is_kept(&answers[0]), (Served::Miss, false), "it may be old");
+        assert!(matches!(answers[1].body, AnswerBody::Invalidated { entries: 0, .. }));
+        assert_eq!(is_kept(&answers[2]), (Served::Miss, true), "a load of its own");
         assert_eq!(served(&scene.get("1").await), Served::Hit);
     }
 }
@@ -201,7 +231,10 @@ async fn a_shard_that_panics_answers_its_waiters_and_is_started_again_empty() {
 
     let victim = scene.shard("1");
     scene.lane_of("1").do_send(Release { shard: victim });
-    scene.lane_of("1").do_send(Serve { shard: victim, since: Epoch::default(), after: After::Nobody, tenure: 1 });
+    let (since, n) = (Epoch { term: Term { counter: 2, seed: 0 }, seq: 0 }, scene.node.next_fence_number());
+    let serve = Serve { shard: victim, since, after: After::Nobody, tenure: 1, n };
+    scene.lane_of("1").do_send(serve);
+    scene.node.raise_everywhere(&[Wanted { shard: victim, tenure: 1, since, n }]);
     scene.send(scene.lane_of("1"), 2, "1");
     scene.lane_of("1").do_send(Panic(victim));
     let AnswerBody::Failed(Failure { code, .. }) = scene.answer().await else { panic!("the waiter was not told") };
@@ -211,4 +244,47 @@ async fn a_shard_that_panics_answers_its_waiters_and_is_started_again_empty() {
     assert_eq!(served(&scene.get("1").await), Served::Miss, "started again, empty");
     assert_eq!(served(&scene.get("1").await), Served::Hit);
     assert_eq!(scene.node.metrics.shards_restarted.get(), 1);
+}
+
+#[actix_rt::test]
+async fn what_was_written_is_served_from_memory_and_a_reader_waits_for_it() {
+    let scene = Scene::new(LOAD);
+    assert_eq!(served(&scene.get("1").await), Served::Miss);
+    scene.put(1, "1", "new");
+    scene.send(scene.lane_of("1"), 2, "1");
+    let answers = scene.answers(2).await;
+    assert!(matches!(answers[0].body, AnswerBody::Written(Some(_))), "{answers:?}");
+    let AnswerBody::Value { entry, value, .. } = &answers[1].body else { panic!("{answers:?}") };
+    assert_eq!((entry.served, &value[..]), (Served::Hit, &b"new"[..]));
+}
+
+#[actix_rt::test]
+async fn a_write_of_a_shard_that_panics_is_said_to_be_unknown_and_cannot_land_later() {
+    let scene = Scene::new(LOAD);
+    scene.get("1").await;
+    scene.put(1, "1", "new");
+    scene.lane_of("1").do_send(Panic(scene.shard("1")));
+    let AnswerBody::Failed(Failure { code, .. }) = scene.answer().await else { panic!("not told") };
+    assert_eq!(code, FailureCode::Unknown);
+    let first = scene.get("1").await;
+    let AnswerBody::Value { value, .. } = &first else { panic!("{first:?}") };
+    let again = scene.get("1").await;
+    assert!(matches!(&again, AnswerBody::Value { value: same, .. } if same == value), "{again:?}");
+    scene.put(1, "1", "newer");
+    assert!(matches!(scene.answer().await, AnswerBody::Written(Some(_))));
+}
+
+#[actix_rt::test]
+async fn a_load_sent_before_the_database_was_heard_again_is_not_joined_afterwards() {
+    let scene = Scene::new(SLOW);
+    scene.forgotten("1").await;
+    scene.send(scene.lane_of("1"), 1, "1");
+    // Its flight is in the air.
+    let key = (0, Bytes::from("1"));
+    scene.lane_of("1").send(Resize { n_owned: 1024 }).await.expect("the lane lives");
+    scene.node.regions[key.0].trust.begin(std::time::Instant::now());
+    scene.send(scene.lane_of("1"), 2, "1");
+    let answers = scene.answers(2).await;
+    let kept = |answer: &Answer| matches!(&answer.body, AnswerBody::Value { entry, .. } if entry.kept);
+    assert_eq!((kept(&answers[0]), kept(&answers[1])), (false, true), "{answers:?}");
 }

@@ -96,6 +96,24 @@ impl Problem {
         Self::new(StatusCode::BAD_REQUEST, "bad-body", "The body is not what is expected", detail)
     }
 
+    fn not_applied(detail: String, retry_after: Duration) -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Self::new(status, "not-applied", "Not written", detail).retry_after(retry_after.max(RETRY_SOON))
+    }
+
+    fn unknown(detail: String) -> Self {
+        Self::new(StatusCode::GATEWAY_TIMEOUT, "outcome-unknown", "Written or not", detail)
+    }
+
+    pub(super) fn bad_precondition(detail: String) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad-precondition", "The precondition is not one", detail)
+    }
+
+    pub(super) fn partial() -> Self {
+        let detail = "a value is written whole; send all of it, without Content-Range".to_owned();
+        Self::new(StatusCode::BAD_REQUEST, "partial-value", "Not a whole value", detail)
+    }
+
     pub(super) fn internal(detail: &str) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Internal error", detail.to_owned())
     }
@@ -159,6 +177,11 @@ impl From<ForwardError> for Problem {
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline-passed", "No answer in time", detail)
             }
             ForwardError::Node(failure) => failure.into(),
+            ForwardError::NotWritten(why) => {
+                let why = Self::from(*why);
+                Self::not_applied(detail, why.retry_after.unwrap_or(RETRY_SOON))
+            }
+            ForwardError::Unknown(_) => Self::unknown(detail),
         }
     }
 }
@@ -177,6 +200,16 @@ impl From<Failure> for Problem {
                 let (status, title) = (StatusCode::SERVICE_UNAVAILABLE, "The database does not answer");
                 Self::new(status, "database-silent", title, message).retry_after(retry_after.max(RETRY_SOON))
             }
+            FailureCode::Precondition => {
+                let (status, title) = (StatusCode::PRECONDITION_FAILED, "The precondition does not hold");
+                Self::new(status, "precondition-failed", title, message)
+            }
+            FailureCode::Refused => {
+                let (status, title) = (StatusCode::UNPROCESSABLE_ENTITY, "The database refuses it");
+                Self::new(status, "refused", title, message)
+            }
+            FailureCode::NotApplied => Self::not_applied(message, retry_after),
+            FailureCode::Unknown => Self::unknown(message),
             // The router knew the region, the owner does not: they are of different configurations.
             FailureCode::UnknownRegion => Self::internal(&message),
             FailureCode::Dropped => Self::new(StatusCode::SERVICE_UNAVAILABLE, "dropped", "Lost on its way", message)

@@ -20,6 +20,7 @@ const FAILED: u8 = 70;
 const MAP: u8 = 71;
 const PAGE: u8 = 72;
 const INVALIDATED: u8 = 73;
+const WRITTEN: u8 = 74;
 
 /// Longest text of a [`Failure`] or [`Refused`]; what is longer is cut.
 const MESSAGE_BYTES_MAX: usize = 1024;
@@ -96,6 +97,8 @@ pub enum AnswerBody {
         /// How many there were.
         entries: u32,
     },
+    /// The write is in the database: what a reader gets from now on. `None`: nothing.
+    Written(Option<Etag>),
 }
 
 /// How a node came by what it answers.
@@ -152,6 +155,14 @@ pub enum FailureCode {
     Dropped,
     /// The database cannot be reached, or has not answered yet.
     Unavailable,
+    /// A write was not done: what it demands of the value that is there does not hold.
+    Precondition,
+    /// A write was not done: the database refuses this value or key.
+    Refused,
+    /// A write was not done: there was no time, no room or no fence for it.
+    NotApplied,
+    /// A write may have been done, or may be done later; what is read afterwards says which.
+    Unknown,
 }
 
 /// What a router needs to know of a cluster.
@@ -174,6 +185,8 @@ pub struct RegionInfo {
     pub content_type: String,
     /// What clients and proxies on the way are told of keeping its values (RFC 9111, `Cache-Control`).
     pub cache_control: String,
+    /// It may be written to.
+    pub writes: bool,
 }
 
 impl Welcome {
@@ -233,6 +246,11 @@ impl Answer {
                 put_epoch(out, *since);
                 out.put_u32_le(*entries);
             }),
+            AnswerBody::Written(etag) => frame(out, WRITTEN, |out| {
+                out.put_u32_le(id);
+                out.put_u8(u8::from(etag.is_some()));
+                etag.iter().for_each(|etag| out.put_u128_le(etag.0));
+            }),
         }
     }
 }
@@ -256,7 +274,7 @@ impl FromNode {
                 Self::Welcome(Welcome { n_lanes, node: node(&mut fields)? })
             }
             REFUSED => Self::Refused(Refused { message: fields.text("message")? }),
-            kind @ VALUE..=INVALIDATED => {
+            kind @ VALUE..=WRITTEN => {
                 let id = fields.u32()?;
                 Self::Answer(Answer { id, body: AnswerBody::decode(kind, &mut fields)? })
             }
@@ -288,7 +306,8 @@ impl AnswerBody {
             }),
             MAP => Self::Map(Box::new(MapAnswer::decode(fields)?)),
             PAGE => Self::Page(fields.remainder()),
-            _ => Self::Invalidated { since: fields.epoch()?, entries: fields.u32()? },
+            INVALIDATED => Self::Invalidated { since: fields.epoch()?, entries: fields.u32()? },
+            _ => Self::Written(if fields.bool()? { Some(Etag(fields.u128()?)) } else { None }),
         })
     }
 }
@@ -333,6 +352,10 @@ impl FailureCode {
             Self::UnknownRegion => 3,
             Self::Dropped => 4,
             Self::Unavailable => 5,
+            Self::Precondition => 6,
+            Self::Refused => 7,
+            Self::NotApplied => 8,
+            Self::Unknown => 9,
         }
     }
 
@@ -344,6 +367,10 @@ impl FailureCode {
             3 => Self::UnknownRegion,
             4 => Self::Dropped,
             5 => Self::Unavailable,
+            6 => Self::Precondition,
+            7 => Self::Refused,
+            8 => Self::NotApplied,
+            9 => Self::Unknown,
             _ => return Err(WireError::Field("failure code")),
         })
     }
@@ -358,6 +385,7 @@ impl MapAnswer {
             put_short(out, region.name.as_str().as_bytes());
             put_short(out, region.content_type.as_bytes());
             put_short(out, region.cache_control.as_bytes());
+            out.put_u8(u8::from(region.writes));
         }
     }
 
@@ -367,7 +395,7 @@ impl MapAnswer {
         let regions = many(fields, |fields| {
             let name = RegionName::parse(&fields.text("region name")?).map_err(|_| WireError::Field("region name"))?;
             let (content_type, cache_control) = (fields.text("content type")?, fields.text("cache control")?);
-            Ok(RegionInfo { name, content_type, cache_control })
+            Ok(RegionInfo { name, content_type, cache_control, writes: fields.bool()? })
         })?;
         Ok(Self { map, regions, failover })
     }

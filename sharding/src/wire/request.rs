@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::codec::{Fields, frame, put_epoch, put_short};
+use super::codec::{Etag, Fields, frame, put_epoch, put_short};
 use super::control::{JOIN, Join};
-use super::{MAGIC, PROTOCOL, WireError};
+use super::{MAGIC, PROTOCOL, VALUE_BYTES_MAX, WireError};
 use crate::epoch::Epoch;
 use crate::id::{KEY_BYTES_MAX, REGION_NAME_BYTES_MAX, ShardId};
 
@@ -18,6 +18,11 @@ const DESCRIBE: u8 = 5;
 const PASS_THROUGH: u8 = 6;
 const INVALIDATE: u8 = 7;
 const INVALIDATE_PREFIX: u8 = 8;
+const PUT: u8 = 9;
+const DELETE: u8 = 10;
+
+/// Most tags in one precondition.
+pub const TAGS_MAX: usize = 64;
 
 /// Any frame to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,10 +83,84 @@ pub enum RequestBody {
     Invalidate(Ask),
     /// Forget all keys of a shard that begin so.
     InvalidatePrefix(Ask),
+    /// Write a key's value.
+    Put(Ask, Precondition, Bytes),
+    /// Remove a key's row.
+    Delete(Ask, Precondition),
     /// The shard map and the regions.
     GetMap,
     /// What the node says of itself, as JSON.
     Describe,
+}
+
+/// What must hold of a key's value at the moment of a write (RFC 9110, sections 13.1.1 and 13.1.2).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Precondition {
+    /// `If-Match`: there is a value, of one of these tags.
+    pub if_match: Option<Tags>,
+    /// `If-None-Match`: there is none, or not of one of these tags.
+    pub if_none_match: Option<Tags>,
+}
+
+/// Tags that a precondition names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tags {
+    /// Whatever value there is.
+    Any,
+    /// One of these; at most [`TAGS_MAX`].
+    Listed(Vec<Etag>),
+}
+
+impl Precondition {
+    /// Whether there is none.
+    #[must_use]
+    pub const fn is_none(&self) -> bool {
+        self.if_match.is_none() && self.if_none_match.is_none()
+    }
+
+    /// Whether it holds of a value with this tag; `None`: of no value.
+    #[must_use]
+    pub fn holds(&self, current: Option<Etag>) -> bool {
+        let is_one_of = |tags: &Tags| match (tags, current) {
+            (_, None) => false,
+            (Tags::Any, Some(_)) => true,
+            (Tags::Listed(tags), Some(current)) => tags.contains(&current),
+        };
+        self.if_match.as_ref().is_none_or(is_one_of) && !self.if_none_match.as_ref().is_some_and(is_one_of)
+    }
+
+    fn encode(&self, out: &mut BytesMut) {
+        for tags in [&self.if_match, &self.if_none_match] {
+            match tags {
+                None => out.put_u8(0),
+                Some(Tags::Any) => out.put_u8(1),
+                Some(Tags::Listed(tags)) => {
+                    out.put_u8(2);
+                    out.put_u8(u8::try_from(tags.len()).expect("at most TAGS_MAX tags"));
+                    tags.iter().for_each(|tag| out.put_u128_le(tag.0));
+                }
+            }
+        }
+    }
+
+    fn decode(fields: &mut Fields) -> Result<Self, WireError> {
+        let mut tags = || {
+            Ok(match fields.u8()? {
+                0 => None,
+                1 => Some(Tags::Any),
+                2 => {
+                    let count = usize::from(fields.u8()?);
+                    if count > TAGS_MAX {
+                        return Err(WireError::Field("number of tags"));
+                    }
+                    let listed: Result<_, WireError> = (0..count).map(|_| fields.u128().map(Etag)).collect();
+                    Some(Tags::Listed(listed?))
+                }
+                _ => return Err(WireError::Field("precondition")),
+            })
+        };
+        Ok(Self { if_match: tags()?, if_none_match: tags()? })
+    }
 }
 
 /// A question about one key.
@@ -108,6 +187,15 @@ impl Request {
             RequestBody::PassThrough(ask) => frame(out, PASS_THROUGH, |out| ask.encode(self.id, out)),
             RequestBody::Invalidate(ask) => frame(out, INVALIDATE, |out| ask.encode(self.id, out)),
             RequestBody::InvalidatePrefix(ask) => frame(out, INVALIDATE_PREFIX, |out| ask.encode(self.id, out)),
+            RequestBody::Put(ask, precondition, value) => frame(out, PUT, |out| {
+                ask.encode(self.id, out);
+                precondition.encode(out);
+                out.put_slice(value);
+            }),
+            RequestBody::Delete(ask, precondition) => frame(out, DELETE, |out| {
+                ask.encode(self.id, out);
+                precondition.encode(out);
+            }),
             RequestBody::GetMap => frame(out, GET_MAP, |out| out.put_u32_le(self.id)),
             RequestBody::Describe => frame(out, DESCRIBE, |out| out.put_u32_le(self.id)),
         }
@@ -169,7 +257,7 @@ impl ToNode {
         if fields.kind() == JOIN {
             return Join::decode(fields).map(Self::Join);
         }
-        if !(GET..=INVALIDATE_PREFIX).contains(&fields.kind()) {
+        if !(GET..=DELETE).contains(&fields.kind()) {
             return Err(WireError::Kind(fields.kind()));
         }
         let id = fields.u32()?;
@@ -180,7 +268,16 @@ impl ToNode {
             DESCRIBE => RequestBody::Describe,
             PASS_THROUGH => RequestBody::PassThrough(Ask::decode_key(&mut fields)?),
             INVALIDATE => RequestBody::Invalidate(Ask::decode_key(&mut fields)?),
-            _ => RequestBody::InvalidatePrefix(Ask::decode(&mut fields)?),
+            INVALIDATE_PREFIX => RequestBody::InvalidatePrefix(Ask::decode(&mut fields)?),
+            PUT => {
+                let (ask, precondition) = (Ask::decode_key(&mut fields)?, Precondition::decode(&mut fields)?);
+                let value = fields.remainder();
+                if value.len() > VALUE_BYTES_MAX {
+                    return Err(WireError::Field("value"));
+                }
+                RequestBody::Put(ask, precondition, value)
+            }
+            _ => RequestBody::Delete(Ask::decode_key(&mut fields)?, Precondition::decode(&mut fields)?),
         };
         fields.end()?;
         Ok(Self::Request(Request { id, body }))

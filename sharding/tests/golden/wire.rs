@@ -12,8 +12,8 @@ use sharding::map::{Member, ShardMap};
 use sharding::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure};
 use sharding::proposer::Proposal;
 use sharding::wire::{
-    Answer, AnswerBody, Ask, Control, Entry, Etag, Failure, FailureCode, FromNode, Hello, Join, MapAnswer, Refused,
-    RegionInfo, Request, RequestBody, Served, ToNode, Welcome,
+    Answer, AnswerBody, Ask, Control, Entry, Etag, Failure, FailureCode, FromNode, Hello, Join, MapAnswer,
+    Precondition, Refused, RegionInfo, Request, RequestBody, Served, Tags, ToNode, Welcome,
 };
 
 const EPOCH: Epoch = Epoch { term: Term { counter: 0x0102_0304_0506_0708, seed: 9 }, seq: 10 };
@@ -68,6 +68,12 @@ fn what_a_router_sends() {
     to_node(&ToNode::Request(invalidate), &format!("26000000 07 {rest}"));
     let prefix = Request { id: 7, body: RequestBody::InvalidatePrefix(ask()) };
     to_node(&ToNode::Request(prefix), &format!("26000000 08 {rest}"));
+    let put = Request { id: 7, body: RequestBody::Put(ask(), Precondition::default(), Bytes::from("v")) };
+    to_node(&ToNode::Request(put), &format!("29000000 09 {rest} 00 00 76"));
+    let if_match = Some(Tags::Listed(vec![Etag(0x0f)]));
+    let delete = RequestBody::Delete(ask(), Precondition { if_match, if_none_match: Some(Tags::Any) });
+    let tags_hex = "02 01 0f000000000000000000000000000000 01";
+    to_node(&ToNode::Request(Request { id: 7, body: delete }), &format!("39000000 0a {rest} {tags_hex}"));
     to_node(&ToNode::Request(Request { id: 7, body: RequestBody::GetMap }), "05000000 04 07000000");
     to_node(&ToNode::Request(Request { id: 7, body: RequestBody::Describe }), "05000000 05 07000000");
 }
@@ -92,16 +98,20 @@ fn what_a_node_sends() {
     from_node(&answer(AnswerBody::Failed(failure)), "0d000000 46 07000000 02 e8030000 0100 6d");
     let invalidated = AnswerBody::Invalidated { since: EPOCH, entries: 3 };
     from_node(&answer(invalidated), &format!("1b000000 49 07000000 {EPOCH_HEX} 03000000"));
+    let written = AnswerBody::Written(Some(Etag(0x0f)));
+    from_node(&answer(written), "16000000 4a 07000000 01 0f000000000000000000000000000000");
+    from_node(&answer(AnswerBody::Written(None)), "06000000 4a 07000000 00");
     from_node(&answer(AnswerBody::Page(Bytes::from("{}"))), "07000000 48 07000000 7b7d");
 
     let members = vec![Member { node, data: "h:1".to_owned() }];
     let map = ShardMap::new(EPOCH, members, vec![Some(0), None]).expect("a map");
     let name = RegionName::parse("r").expect("a name");
-    let regions = vec![RegionInfo { name, content_type: "t".to_owned(), cache_control: "c".to_owned() }];
+    let regions = vec![RegionInfo { name, content_type: "t".to_owned(), cache_control: "c".to_owned(), writes: true }];
     let map = AnswerBody::Map(Box::new(MapAnswer { map: Arc::new(map), regions, failover: Duration::from_secs(1) }));
-    let map_hex =
-        format!("07000000 {EPOCH_HEX} 0100 0200 6e30 0300 683a31 0200 0000 ffff e8030000 0100 0100 72 0100 74 0100 63");
-    from_node(&answer(map), &format!("37000000 47 {map_hex}"));
+    let map_hex = format!(
+        "07000000 {EPOCH_HEX} 0100 0200 6e30 0300 683a31 0200 0000 ffff e8030000 0100 0100 72 0100 74 0100 63 01"
+    );
+    from_node(&answer(map), &format!("38000000 47 {map_hex}"));
 }
 
 #[test]

@@ -427,7 +427,7 @@ impl World {
     fn spend(&mut self, node: usize, now: Now) {
         let Some(life) = &mut self.machines[node].life else { return };
         life.settle(now, self.real);
-        while let Ok(slot) = life.purse.spend(now) {
+        while let Ok(slot) = life.purse.spend(now, 0) {
             let longest = OPERATION_TIMEOUT.as_micros() as u64;
             let seen = self.chance.u64(0..longest);
             let answered = self.chance.u64(seen..=longest);

@@ -9,14 +9,14 @@ use bytes::Bytes;
 
 /// Which load of a key: one that was given up and came back late is told apart from its successor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FlightId(u64);
+pub struct FlightId(u64);
 
 /// Position of a region, and the key.
-pub(crate) type FlightKey = (usize, Bytes);
+pub type FlightKey = (usize, Bytes);
 
 /// Whether the caller has to load.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Boarding {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Boarding {
     /// Nobody does: start one under this id.
     Lead(FlightId),
     /// Somebody does.
@@ -38,19 +38,27 @@ struct Cut<W> {
 
 /// The loads of a shard that are in the air.
 #[derive(Debug)]
-pub(crate) struct Flights<W> {
+pub struct Flights<W> {
     by_key: HashMap<FlightKey, Flight<W>>,
     cut: Vec<Cut<W>>,
     next_id: u64,
 }
 
-impl<W> Flights<W> {
-    pub(crate) fn new() -> Self {
+impl<W> Default for Flights<W> {
+    fn default() -> Self {
         Self { by_key: HashMap::new(), cut: Vec::new(), next_id: 0 }
+    }
+}
+
+impl<W> Flights<W> {
+    /// None in the air.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Joins the flight of a key, or begins one. Without a waiter it is a refresh that nobody waits for.
-    pub(crate) fn board(&mut self, key: FlightKey, waiter: Option<W>) -> Boarding {
+    pub fn board(&mut self, key: FlightKey, waiter: Option<W>) -> Boarding {
         if let Some(flight) = self.by_key.get_mut(&key) {
             flight.waiters.extend(waiter);
             return Boarding::Joined;
@@ -63,7 +71,7 @@ impl<W> Flights<W> {
 
     /// Ends a flight: its waiters, in the order in which they came, and whether it was cut. `None` when it is not in the
     /// air any more.
-    pub(crate) fn land(&mut self, key: &FlightKey, id: FlightId) -> Option<(Vec<W>, bool)> {
+    pub fn land(&mut self, key: &FlightKey, id: FlightId) -> Option<(Vec<W>, bool)> {
         if let Some(place) = self.place_of_cut(key, id) {
             return Some((self.cut.swap_remove(place).flight.waiters, true));
         }
@@ -78,13 +86,22 @@ impl<W> Flights<W> {
     }
 
     /// Cuts flights: whoever waits for one goes on to, and is answered by it; whoever comes begins another.
-    pub(crate) fn cut(&mut self, is_old: impl Fn((usize, &[u8])) -> bool) {
+    pub fn cut(&mut self, is_old: impl Fn((usize, &[u8])) -> bool) {
         let old = self.by_key.extract_if(|key, _| is_old((key.0, &key.1)));
         self.cut.extend(old.map(|(key, flight)| Cut { key, flight }));
     }
 
+    /// Who waits for a flight, in the order in which they came.
+    pub fn waiters(&self, key: &FlightKey, id: FlightId) -> impl Iterator<Item = &W> {
+        let flight = match self.place_of_cut(key, id) {
+            Some(place) => Some(&self.cut[place].flight),
+            None => self.by_key.get(key).filter(|flight| flight.id == id),
+        };
+        flight.into_iter().flat_map(|flight| &flight.waiters)
+    }
+
     /// Takes some who wait out of a flight that goes on, or of none.
-    pub(crate) fn part(&mut self, key: &FlightKey, id: FlightId, leaves: impl Fn(&W) -> bool) -> Vec<W> {
+    pub fn part(&mut self, key: &FlightKey, id: FlightId, leaves: impl Fn(&W) -> bool) -> Vec<W> {
         let flight = match self.place_of_cut(key, id) {
             Some(place) => Some(&mut self.cut[place].flight),
             None => self.by_key.get_mut(key).filter(|flight| flight.id == id),
@@ -92,7 +109,9 @@ impl<W> Flights<W> {
         flight.map(|flight| flight.waiters.extract_if(.., |waiter| leaves(waiter)).collect()).unwrap_or_default()
     }
 
-    pub(crate) fn is_in_the_air(&self, key: &FlightKey) -> bool {
+    /// Whether there is a flight of this key that may be joined.
+    #[must_use]
+    pub fn is_in_the_air(&self, key: &FlightKey) -> bool {
         self.by_key.contains_key(key)
     }
 }
