@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::Addr;
-use sharding::epoch::{Epoch, Term};
+use sharding::epoch::Epoch;
 use sharding::fence::Token;
 use sharding::id::ShardId;
 use sharding::wire::{Failure, FailureCode};
@@ -89,10 +89,13 @@ impl Fencing {
         let failure = |code, message| Some(Failure { code, retry_after: RETRY, message });
         match raised {
             Ok(Raised { raised, higher }) => {
-                let highest: Option<Term> = higher.iter().map(|(_, token)| token.since.term).max();
-                let Some(term) = highest else { return (raised.clone(), None) };
-                // Somebody owns, or has owned, under that term. A full queue is heard of with the next try.
-                let _ = inbox.try_send(Inbound::Fence(term));
+                if higher.is_empty() {
+                    return (raised.clone(), None);
+                }
+                for (shard, token) in higher {
+                    // A full queue hears of it with the next try.
+                    let _ = inbox.try_send(Inbound::Fence(*shard, token.since));
+                }
                 let message = format!("another owner has raised the fence in database {}", self.database);
                 (raised.clone(), failure(FailureCode::NotApplied, message))
             }

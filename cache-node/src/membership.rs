@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use actix::Addr;
 use sharding::budget::Budgeted;
-use sharding::epoch::Term;
+use sharding::epoch::Epoch;
 use sharding::id::ShardId;
 use sharding::map::Member;
 use sharding::membership::{Incarnation, Reply};
@@ -47,8 +47,8 @@ pub(crate) enum Inbound {
     FromNode(Control, mpsc::Sender<Control>),
     /// This node drains.
     Leave,
-    /// A database knows a fence of this term.
-    Fence(Term),
+    /// A database knows a fence of a shard since this epoch, which is above ours.
+    Fence(ShardId, Epoch),
 }
 
 /// Where messages for [`Membership`] are handed in.
@@ -144,7 +144,7 @@ impl Membership {
         let now = clock::now();
         match (inbound, &mut self.seed) {
             (Inbound::Leave, _) => self.ownership.handle_leave(now),
-            (Inbound::Fence(term), _) => self.ownership.handle_fence(now, term),
+            (Inbound::Fence(shard, since), _) => self.ownership.handle_fence(now, shard, since),
             (Inbound::FromSeed(from, Control::Vote(vote)), Some(seed)) => seed.handle_vote(now, from, vote),
             (Inbound::FromSeed(_, Control::Reply(reply)), _) => self.ownership.handle_reply(now, &reply),
             (Inbound::FromNode(Control::Proposal(proposal), back), Some(seed)) => {

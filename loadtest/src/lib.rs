@@ -4,5 +4,6 @@
 pub mod cluster;
 pub mod demo;
 pub mod figures;
+pub mod history;
 pub mod load;
 pub mod scenario;

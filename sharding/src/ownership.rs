@@ -66,6 +66,8 @@ pub struct Ownership {
     lease: Option<Lease>,
     /// For each shard that is served: since when.
     tenures: Vec<Option<(Epoch, After)>>,
+    /// For each shard: somebody has owned it since then, so no earlier grant of it counts.
+    fences: Vec<Epoch>,
     /// Its parts of the budgets by the grant that it acted on last.
     shares: Vec<BudgetShare>,
     map: Option<Arc<ShardMap>>,
@@ -89,6 +91,7 @@ impl Ownership {
             seen: Epoch::default(),
             lease: None,
             tenures: vec![None; usize::from(n_shards.get())],
+            fences: vec![Epoch::default(); usize::from(n_shards.get())],
             shares: Vec::new(),
             map: None,
             next_renew: now.boot,
@@ -134,13 +137,19 @@ impl Ownership {
         self.next_renew = now.boot;
     }
 
-    /// A database knows a fence of this term: somebody has owned under it. It counts as seen, so that no coordinator grants
-    /// below it.
-    pub fn handle_fence(&mut self, now: Now, term: Term) {
-        if self.seen.term < term {
-            self.see(Epoch { term, seq: 0 });
-            self.next_renew = now.boot;
+    /// A database knows a fence of a shard that is above ours: somebody owns it, or has owned it, since then. What we have of
+    /// it is worth nothing, and no grant of an earlier epoch is acted on. The term counts as seen, so that no coordinator
+    /// grants below it.
+    pub fn handle_fence(&mut self, now: Now, shard: ShardId, since: Epoch) {
+        let Some(tenure) = self.tenures.get_mut(shard.index()) else { return };
+        if tenure.is_none_or(|(ours, _)| since <= ours) {
+            return;
         }
+        *tenure = None;
+        self.fences[shard.index()] = since;
+        self.effects.push_back(Effect::Release { shard });
+        self.see(Epoch { term: since.term, seq: 0 });
+        self.next_renew = now.boot;
     }
 
     /// The answer of a seed.
@@ -207,7 +216,8 @@ impl Ownership {
     fn take_shards(&mut self, now: Now, shards: &[Tenure]) {
         let mut granted = vec![None; self.tenures.len()];
         for tenure in shards {
-            if let Some(granted) = granted.get_mut(tenure.shard.index()) {
+            let is_above = self.fences.get(tenure.shard.index()).is_some_and(|fence| *fence <= tenure.since);
+            if let Some(granted) = granted.get_mut(tenure.shard.index()).filter(|_| is_above) {
                 *granted = Some((tenure.since, tenure.after));
             }
         }

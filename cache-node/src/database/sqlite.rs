@@ -91,6 +91,12 @@ impl Sqlite {
         Err(DatabaseError::Failed(complaint.to_owned()))
     }
 
+    /// Statements are interrupted after that.
+    fn stop_at(&mut self, until: Instant) -> Result<(), DatabaseError> {
+        let is_over = move || Instant::now() > until;
+        self.connection.progress_handler(STEPS_BETWEEN_CHECKS, Some(is_over)).map_err(failed)
+    }
+
     fn prepare(&mut self, load: &str, comment: &str) -> Result<CachedStatement<'_>, DatabaseError> {
         self.prepare_plain(&with_key_table(load), comment)
     }
@@ -106,7 +112,7 @@ impl Sqlite {
     /// # Errors
     /// As [`Database::read`].
     pub fn read(&mut self, load: &str, comment: &str, keys: &[Bytes], until: Instant) -> Result<Found, DatabaseError> {
-        self.connection.progress_handler(STEPS_BETWEEN_CHECKS, Some(move || Instant::now() > until)).map_err(failed)?;
+        self.stop_at(until)?;
         let mut statement = self.prepare(load, comment)?;
         let bound: Vec<Value> = keys.iter().map(key_value).collect();
         let mut rows = statement.query([Rc::new(bound)]).map_err(failed)?;

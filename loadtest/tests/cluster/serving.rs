@@ -136,6 +136,21 @@ fn two_thousand_requests_for_one_cold_key_cost_one_read() {
 }
 
 #[test]
+fn a_key_that_is_asked_for_often_is_loaded_anew_before_it_is_stale() {
+    let config = format!("{DATABASE}{REGION}ttl = \"1s\"\nmax_stale = \"1h\"\n");
+    let it = Scene::configured("INSERT INTO things VALUES ('hot', 'v')", &config).start();
+    let asked = |reason: &str| it.sum("cache_node_database_keys_total", &[&format!("reason=\"{reason}\"")]);
+    eventually("it is loaded ahead, and again", || {
+        for _ in 0..100 {
+            assert_eq!(it.get(0, "/things/hot").text().expect("text"), "v");
+        }
+        asked("ahead") >= 3.0
+    });
+    // At most as often as it would have been without: once in its time to live.
+    assert!(asked("refreshed") <= asked("ahead"), "{} {}", asked("refreshed"), asked("ahead"));
+}
+
+#[test]
 fn an_entry_turns_stale_is_refreshed_and_then_gone() {
     let config = format!("{DATABASE}{REGION}ttl = \"300ms\"\nmax_stale = \"1h\"\nabsent_ttl = \"100ms\"\n");
     let it = Scene::configured("INSERT INTO things VALUES ('a', 'old')", &config).start();

@@ -6,7 +6,7 @@ use super::*;
 
 /// A change is seen by all within this time, in the median.
 const SEEN_MAX: Duration = Duration::from_millis(100);
-const TRIGGER: &str = "CREATE FUNCTION announce() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+pub(super) const TRIGGER: &str = "CREATE FUNCTION announce() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
     PERFORM pg_notify('distributed_cache', 'things ' || COALESCE(NEW.id, OLD.id)); RETURN NULL; END $$; \
     CREATE TRIGGER announce AFTER INSERT OR UPDATE OR DELETE ON things FOR EACH ROW EXECUTE FUNCTION announce()";
 

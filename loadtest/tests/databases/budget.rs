@@ -86,6 +86,27 @@ fn a_budget_of_one_is_a_budget() {
     assert!(told.statuses.keys().all(|status| [200, 503].contains(status)), "{told:?}");
 }
 
+/// H27: loads leave some of it to writes, and both together are within it.
+#[test]
+fn writes_get_their_part_of_a_budget_that_loads_would_spend_alone() {
+    let it = writing::plan(Kind::Redis, 200_000).database(&format!("budget = \"{BUDGET}/s\"\n")).start();
+    it.await_shares(48.0);
+    let next = AtomicU64::new(1);
+    let load = Load::start(&it, 48, move || next.fetch_add(1, Ordering::Relaxed));
+    let mut slowest = Duration::ZERO;
+    for run in 0..40 {
+        let began = Instant::now();
+        let answer = it.put(run % 3, &format!("new{run}"), "v", &[]);
+        assert_eq!(answer.status(), 204, "{:?}", answer.text());
+        slowest = slowest.max(began.elapsed());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let told = load.end();
+    let operations = assert_within_budget(&it, &format!("writes among loads, the slowest {slowest:?}; {told:?}"));
+    let scripts = operations.iter().filter(|operation| operation.keys.is_empty()).count();
+    assert!(scripts >= 40 && operations.len() > scripts, "{scripts} of {}", operations.len());
+}
+
 /// What is done to a cluster while its budget is short.
 fn faults(kind: Kind) {
     let it = scene(kind, 1_000_000.min(if kind == Kind::Redis { 200_000 } else { 1_000_000 }), true);

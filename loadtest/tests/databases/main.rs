@@ -4,10 +4,12 @@
 mod announcing;
 mod away;
 mod budget;
+mod histories;
 mod reading;
 mod servers;
 mod slow;
 mod tls;
+mod writing;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -11,9 +11,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use cache_node::database::FENCES;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, Uid, User};
 use redis::Commands as _;
+use sharding::epoch::{Epoch, Term};
+use sharding::fence::Token;
 use tempfile::TempDir;
 
 use super::PATIENCE;
@@ -31,7 +34,7 @@ pub(crate) enum Kind {
 pub(crate) struct Operation {
     /// Seconds since 1970.
     pub(crate) at: f64,
-    /// How many keys it asked for; unknown of SQLite.
+    /// The keys that it asked for; unknown of SQLite, and none of a script.
     pub(crate) keys: Vec<String>,
 }
 
@@ -266,6 +269,67 @@ impl Server {
         }
     }
 
+    /// What a region says to be written to.
+    pub(crate) fn statements(&self) -> &'static str {
+        match self.kind {
+            Kind::Sqlite | Kind::Postgres => {
+                "writes = true\nstore = \"INSERT INTO things VALUES (:key, :value) ON CONFLICT (id) DO UPDATE SET body = \
+                 excluded.body\"\nremove = \"DELETE FROM things WHERE id = :key\"\n"
+            }
+            Kind::Redis => "writes = true\n",
+        }
+    }
+
+    /// The value of a key as the database has it.
+    pub(crate) fn value(&self, key: &str) -> Option<String> {
+        match self.kind {
+            Kind::Sqlite => {
+                let database = rusqlite::Connection::open(self.path("test.db")).expect("opens");
+                let sql = "SELECT body FROM things WHERE id = ?1";
+                match database.query_row(sql, [key], |row| row.get(0)) {
+                    Ok(value) => Some(value),
+                    Err(rusqlite::Error::QueryReturnedNoRows) => None,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            Kind::Postgres => {
+                let mut psql = self.psql(&format!("SELECT 'found ' || body FROM things WHERE id = '{key}'"));
+                let output = psql.arg("-t").arg("-A").output().expect("psql");
+                let text = String::from_utf8(output.stdout).expect("text");
+                text.trim_end().strip_prefix("found ").map(str::to_owned)
+            }
+            Kind::Redis => self.redis().and_then(|mut redis| redis.get(format!("thing:{key}"))).expect("answered"),
+        }
+    }
+
+    /// Changes a value behind the cache's back.
+    pub(crate) fn set(&self, key: &str, value: &str) {
+        match self.kind {
+            Kind::Sqlite | Kind::Postgres => {
+                self.execute(&format!("UPDATE things SET body = '{value}' WHERE id = '{key}'"));
+            }
+            Kind::Redis => self.redis().and_then(|mut redis| redis.set(format!("thing:{key}"), value)).expect("stored"),
+        }
+    }
+
+    /// Raises every fence above all that a cluster has seen, as an owner of a later term would.
+    pub(crate) fn raise_all_fences(&self) {
+        let millis = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_millis();
+        let counter = u64::try_from(millis + 60_000).expect("small");
+        let since = Epoch { term: Term { counter, seed: 9 }, seq: 1 };
+        let token = Token { since, n: 1 };
+        match self.kind {
+            Kind::Sqlite | Kind::Postgres => self.execute(&format!("UPDATE {FENCES} SET token = '{token}'")),
+            Kind::Redis => {
+                let mut redis = self.redis().expect("connects");
+                let name = format!("{FENCES}:default");
+                for shard in 0..1024 {
+                    redis.hset::<_, _, _, ()>(&name, shard, token.to_string()).expect("stored");
+                }
+            }
+        }
+    }
+
     /// Notes what a Redis server is asked from now on.
     fn watch(&self) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("connects");
@@ -283,7 +347,10 @@ impl Server {
                 let Some(at) = head.strip_prefix('+').and_then(|head| head.split(' ').next()?.parse().ok()) else {
                     continue;
                 };
-                if command == "MGET" {
+                let is_script = command.eq_ignore_ascii_case("EVALSHA") || command.eq_ignore_ascii_case("EVAL");
+                if is_script {
+                    seen.lock().expect("no panic under it").push(Operation { at, keys: Vec::new() });
+                } else if command == "MGET" {
                     let keys = words.map(|(_, word)| word.trim_start_matches("thing:").to_owned()).collect();
                     seen.lock().expect("no panic under it").push(Operation { at, keys });
                 }

@@ -152,11 +152,12 @@ impl Sqlite {
     }
 
     fn begin(&mut self, until: Instant) -> Result<(), DatabaseError> {
+        self.stop_at(until)?;
         self.connection.busy_timeout(until.saturating_duration_since(Instant::now())).map_err(failed)?;
         self.connection.execute_batch("BEGIN IMMEDIATE").map_err(failed)
     }
 
-    fn commit(&mut self) -> Result<(), WriteError> {
+    fn commit(&self) -> Result<(), WriteError> {
         let Err(error) = self.connection.execute_batch("COMMIT") else { return Ok(()) };
         let is_io = error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure);
         let error = failed(error);

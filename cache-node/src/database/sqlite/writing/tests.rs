@@ -145,3 +145,14 @@ fn a_file_that_somebody_else_writes_to_is_waited_for_and_no_longer_than_allowed(
     other.execute_batch("COMMIT").expect("unlocks");
     assert_eq!(sqlite.write(&write(1, "a", Some("one"))), done(Some("one")));
 }
+
+#[test]
+fn what_comes_after_a_write_has_a_time_of_its_own() {
+    let (_dir, mut sqlite) = database("TEXT");
+    let brief = Write { until: Instant::now() + Duration::from_millis(20), ..write(1, "a", Some("one")) };
+    assert_eq!(sqlite.write(&brief), done(Some("one")));
+    std::thread::sleep(Duration::from_millis(30));
+    // Enough of them for SQLite to ask whether to go on.
+    let many: Vec<(u16, u64)> = (0..1024).map(|shard| (shard, 2)).collect();
+    assert_eq!(sqlite.raise(&raise(1024, &many)).expect("raised").raised.len(), 1024);
+}
