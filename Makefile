@@ -19,12 +19,15 @@ sim: tools
 	SIMULATION_RUNS=$(RUNS) SIMULATION_SEED=$(SEED) $(CARGO) test --locked -p sharding --test simulation -- --nocapture
 
 # Processes that die, stand still or lose each other under load, more often than in the tests, and databases that are
-# away for long or have little to spare: make faults FAULTS=20
+# away for long or have little to spare; then histories of reads and writes under such faults, on each database, for a
+# checker: make faults FAULTS=20 HISTORY_RUNS=200
 FAULTS ?= 20
+HISTORY_RUNS ?= 200
 faults: tools servers
 	$(CARGO) build --workspace --locked
 	FAULT_RUNS=$(FAULTS) $(CARGO) test --locked -p loadtest --test cluster -- faults:: cuts:: --nocapture --test-threads 1
-	FAULT_RUNS=$(FAULTS) $(CARGO) test --locked -p loadtest --test databases -- --nocapture --test-threads 1
+	FAULT_RUNS=$(FAULTS) $(CARGO) test --locked -p loadtest --test databases -- --skip histories:: --nocapture --test-threads 1
+	HISTORY_RUNS=$(HISTORY_RUNS) $(CARGO) test --locked -p loadtest --test databases -- histories:: --nocapture --test-threads 1
 
 # Format, lints, documentation, and what comes in as a dependency.
 verify: tools

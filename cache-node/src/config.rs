@@ -30,9 +30,9 @@ pub struct Program {
     /// What to do instead of serving.
     #[command(subcommand)]
     pub task: Option<Task>,
-    /// How to serve.
+    /// How to serve; there, when there is nothing else to do.
     #[command(flatten)]
-    pub args: Args,
+    pub args: Option<Args>,
 }
 
 /// What the program does for those who set up a database.

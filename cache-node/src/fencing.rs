@@ -96,6 +96,7 @@ impl Fencing {
                     // A full queue hears of it with the next try.
                     let _ = inbox.try_send(Inbound::Fence(*shard, token.since));
                 }
+                // It may be our own of another life: then the shard is granted anew as well.
                 let message = format!("another owner has raised the fence in database {}", self.database);
                 (raised.clone(), failure(FailureCode::NotApplied, message))
             }

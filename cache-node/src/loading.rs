@@ -22,8 +22,7 @@ use sharding::id::RegionName;
 use sharding::wire::{Etag, Failure, FailureCode, VALUE_BYTES_MAX};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::database::{Database, DatabaseError, Fences, Found, Query, Read, Statements};
-use crate::lease::HeldLease;
+use crate::database::{Database, DatabaseError, Found, Query, Read, Statements};
 use crate::metrics::{DatabaseMetrics, LoadReason};
 use breaker::State;
 use queue::{Next, Queue};
@@ -177,8 +176,7 @@ impl Loader {
         limits: LoaderLimits,
         spending: Option<Spending>,
         metrics: DatabaseMetrics,
-        fences: Arc<Fences>,
-        lease: HeldLease,
+        changes: Changes,
     ) -> std::io::Result<Self> {
         let (jobs, waiting) = mpsc::unbounded_channel();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -195,7 +193,7 @@ impl Loader {
             metrics,
             queue: Queue::default(),
             in_flight: FuturesUnordered::new(),
-            changes: Changes::new(fences, lease),
+            changes,
             has_writes,
             last_error: None,
             is_idle: Arc::clone(&is_idle),

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 use sharding::epoch::Epoch;
+use sharding::fence::Numbers;
 use sharding::id::{NShards, NodeId, ShardId};
 use sharding::map::ShardMap;
 use sharding::membership::Incarnation;
@@ -67,8 +68,8 @@ pub(crate) struct Node {
     lease: HeldLease,
     /// For each database that is written to.
     fences: Vec<FenceRequests>,
-    /// The last number that a fence was to have.
-    fence_numbers: AtomicU64,
+    /// Those of its fences.
+    fence_numbers: Mutex<Numbers>,
     /// Bytes of values that may yet be taken in to be written.
     pub(crate) writing_bytes: Arc<Semaphore>,
     /// For each shard the tenure under which it is served; 0: not at all. Always set before the lease that goes with it: a
@@ -137,7 +138,7 @@ impl Node {
             map: RwLock::new(None),
             lease,
             fences,
-            fence_numbers: AtomicU64::new(0),
+            fence_numbers: Mutex::new(Numbers::new(fastrand::u32(..))),
             writing_bytes: Arc::new(Semaphore::new(args.writing_bytes_max)),
             tenures: config.n_shards.shards().map(|_| AtomicU64::new(0)).collect(),
             n_owned: AtomicUsize::new(0),
@@ -215,7 +216,7 @@ impl Node {
 
     /// A number for fences, larger than any before.
     pub(crate) fn next_fence_number(&self) -> u64 {
-        self.fence_numbers.fetch_add(1, Ordering::Relaxed) + 1
+        self.fence_numbers.lock().expect("nothing panics while it holds the lock").draw()
     }
 
     /// Has a set of fences raised in one database, in one operation.

@@ -22,7 +22,7 @@ use crate::database::{Announcer, Database, Fences};
 use crate::fencing::{FenceRequests, Fencing};
 use crate::lease::HeldLease;
 use crate::loading::spending::{BudgetPage, Spending};
-use crate::loading::writing::{WriteEnd, WriteWish};
+use crate::loading::writing::{Changes, WriteEnd, WriteWish};
 use crate::loading::{LoadError, Loaded, LoadedRegion, Loader, LoaderLimits};
 use crate::metrics::{DatabaseMetrics, LoadReason, Metrics, RegionMetrics};
 use crate::shard::freshness::Freshness;
@@ -206,8 +206,7 @@ pub(crate) fn start(
             limits(database),
             spending.clone(),
             metrics.clone(),
-            Arc::clone(&of_cluster),
-            lease.clone(),
+            Changes::new(Arc::clone(&of_cluster), lease.clone()),
         )?;
         let is_written = own().any(|(_, region)| region.statements.is_some());
         fence_of.push(is_written.then_some(fencing.len()));

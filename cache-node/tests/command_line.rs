@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 const DATABASE: &str = "[database.main]\nurl = \"sqlite:test.db\"\n";
 const LOAD: &str = "load = \"SELECT id, body FROM things WHERE id IN (:keys)\"\n";
+const REMOVE: &str = "remove = \"DELETE FROM things WHERE id = :key\"\n";
 const SEEDS: &str = "a=127.0.0.1:1";
 
 /// Longest time to refuse a mistake; whoever starts to serve instead is ended.
@@ -70,6 +71,24 @@ fn a_mistake_in_the_file_is_named_with_its_line_and_column() {
         (region("").replace("database = \"main\"", "database = \"mein\""), ":4:12", "there is main"),
         (region("").replace("region.things", "region.Things"), ":3:9", ""),
         (format!("n_shards = 0\n{}", region("")), ":1:12", "n_shards is 1 to 65535"),
+        (format!("cluster = \"a b\"\n{}", region("")), ":1:11", "a cluster name is made of"),
+        (region("writes = true\n"), ":3:9", "has store and remove"),
+        (region("store = \"INSERT INTO things VALUES (:key, :value)\"\n"), ":6:9", "say writes = true"),
+        (
+            region(&format!("writes = true\n{REMOVE}store = \"INSERT INTO things VALUES (:key, 1)\"\n")),
+            ":8:9",
+            "store needs",
+        ),
+        (
+            region(&format!("writes = true\n{REMOVE}store = \"INSRT INTO things VALUES (:key, :value)\"\n")),
+            ":8:9",
+            "syntax error",
+        ),
+        (
+            region(&format!("writes = true\n{REMOVE}store = \"INSERT INTO things VALUES (:key, :value)\"\n")),
+            ":8:9",
+            "make the table that `cache-node fence-table` prints",
+        ),
         (DATABASE.to_owned(), ": there", "no [region.NAME]"),
     ] {
         let path = write(dir.path(), &text);
@@ -80,6 +99,25 @@ fn a_mistake_in_the_file_is_named_with_its_line_and_column() {
         assert_eq!(told.lines().count(), 1, "{told}");
         assert!(!told.contains("secret"), "{told}");
     }
+}
+
+#[test]
+fn the_table_of_fences_is_printed_as_a_database_takes_it() {
+    let output = run(&["fence-table"]);
+    assert!(output.status.success());
+    let dir = tempfile::tempdir().expect("a directory");
+    let database = rusqlite::Connection::open(dir.path().join("test.db")).expect("a database");
+    database.execute_batch(&String::from_utf8(output.stdout).expect("text")).expect("sound SQL");
+    let schema = "CREATE TABLE things (id INTEGER PRIMARY KEY, body TEXT)";
+    database.execute_batch(schema).expect("a table");
+    let store = "store = \"INSERT INTO things VALUES (:key, :value)\"\n";
+    let text = format!(
+        "{DATABASE}write_timeout = \"900ms\"\n[region.things]\ndatabase = \"main\"\n{LOAD}writes = true\n{store}{REMOVE}"
+    );
+    std::fs::write(dir.path().join("cache.toml"), text).expect("a file");
+    let path = dir.path().join("cache.toml").display().to_string();
+    let output = run(&["--name", "a", "--seeds", SEEDS, "--config", &path]);
+    assert_refused(&output, "write_timeout of database main is 900ms; it must be below 826ms");
 }
 
 #[test]

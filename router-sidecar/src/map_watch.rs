@@ -208,8 +208,12 @@ mod tests {
         let epoch = Epoch { term: Term { counter: 1, seed: 0 }, seq };
         let map = ShardMap::assigned(epoch, NShards::DEFAULT, members).expect("a map");
         let name = RegionName::parse(region).expect("a name");
-        let regions =
-            vec![RegionInfo { name, content_type: "text/plain".to_owned(), cache_control: "no-cache".to_owned() }];
+        let regions = vec![RegionInfo {
+            name,
+            content_type: "text/plain".to_owned(),
+            cache_control: "no-cache".to_owned(),
+            writes: false,
+        }];
         MapAnswer { map: Arc::new(map), regions, failover: Duration::from_millis(1574) }
     }
 

@@ -17,6 +17,36 @@ pub struct Token {
     pub n: u64,
 }
 
+/// The numbers that one life of a node gives to its fences. They only rise, and another life has others, but for one
+/// chance in four billion: when all clocks were set back, two lives may own a shard since the same epoch, and what is
+/// under way for the one must not go through for the other.
+#[derive(Clone, Copy, Debug)]
+pub struct Numbers {
+    first: u64,
+    last: u64,
+}
+
+impl Numbers {
+    /// Those of a life for which `chance` was drawn at its start.
+    #[must_use]
+    pub const fn new(chance: u32) -> Self {
+        let first = (chance as u64) << 32;
+        Self { first, last: first }
+    }
+
+    /// The next one.
+    pub const fn draw(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+
+    /// Whether this life has given it.
+    #[must_use]
+    pub const fn have_given(&self, n: u64) -> bool {
+        self.first < n && n <= self.last
+    }
+}
+
 /// Hexadecimal digits of a token.
 const DIGITS: usize = 52;
 
@@ -59,6 +89,14 @@ mod tests {
         for other in ["", "0", &text[1..], &text.to_uppercase(), &text.replace('f', "g"), &format!("{text}0")] {
             assert_eq!(Token::parse(other), None, "{other:?}");
         }
+    }
+
+    #[test]
+    fn two_lives_give_different_numbers() {
+        let (mut one, mut other) = (Numbers::new(7), Numbers::new(8));
+        let (first, second, foreign) = (one.draw(), one.draw(), other.draw());
+        assert!(first < second && one.have_given(first) && one.have_given(second));
+        assert!(!one.have_given(foreign) && !one.have_given(second + 1) && !other.have_given(first));
     }
 
     proptest! {

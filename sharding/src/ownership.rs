@@ -66,8 +66,6 @@ pub struct Ownership {
     lease: Option<Lease>,
     /// For each shard that is served: since when.
     tenures: Vec<Option<(Epoch, After)>>,
-    /// For each shard: somebody has owned it since then, so no earlier grant of it counts.
-    fences: Vec<Epoch>,
     /// Its parts of the budgets by the grant that it acted on last.
     shares: Vec<BudgetShare>,
     map: Option<Arc<ShardMap>>,
@@ -91,7 +89,6 @@ impl Ownership {
             seen: Epoch::default(),
             lease: None,
             tenures: vec![None; usize::from(n_shards.get())],
-            fences: vec![Epoch::default(); usize::from(n_shards.get())],
             shares: Vec::new(),
             map: None,
             next_renew: now.boot,
@@ -137,19 +134,24 @@ impl Ownership {
         self.next_renew = now.boot;
     }
 
-    /// A database knows a fence of a shard that is above ours: somebody owns it, or has owned it, since then. What we have of
-    /// it is worth nothing, and no grant of an earlier epoch is acted on. The term counts as seen, so that no coordinator
-    /// grants below it.
+    /// A database says that somebody else has owned a shard since this epoch, which is not below that of the tenure here
+    /// (it is the same when a term has come twice, after all clocks were set back). So its term counts as seen: no
+    /// coordinator grants below it. The tenure is given up: its fence can never be raised, and a coordinator that heard
+    /// of it would adopt it as it is.
     pub fn handle_fence(&mut self, now: Now, shard: ShardId, since: Epoch) {
-        let Some(tenure) = self.tenures.get_mut(shard.index()) else { return };
-        if tenure.is_none_or(|(ours, _)| since <= ours) {
-            return;
-        }
-        *tenure = None;
-        self.fences[shard.index()] = since;
-        self.effects.push_back(Effect::Release { shard });
+        let is_known = since.term <= self.seen.term;
         self.see(Epoch { term: since.term, seq: 0 });
         self.next_renew = now.boot;
+        let Some(tenure) = self.tenures.get_mut(shard.index()) else { return };
+        if tenure.take_if(|(ours, _)| *ours <= since).is_none() {
+            return;
+        }
+        self.effects.push_back(Effect::Release { shard });
+        if is_known && self.holds(now) {
+            // A coordinator of such a term counts it as ours, as it is: it takes a higher one to grant it anew.
+            let term = Term { counter: self.seen.term.counter.saturating_add(1), seed: 0 };
+            self.see(Epoch { term, seq: 0 });
+        }
     }
 
     /// The answer of a seed.
@@ -216,8 +218,7 @@ impl Ownership {
     fn take_shards(&mut self, now: Now, shards: &[Tenure]) {
         let mut granted = vec![None; self.tenures.len()];
         for tenure in shards {
-            let is_above = self.fences.get(tenure.shard.index()).is_some_and(|fence| *fence <= tenure.since);
-            if let Some(granted) = granted.get_mut(tenure.shard.index()).filter(|_| is_above) {
+            if let Some(granted) = granted.get_mut(tenure.shard.index()) {
                 *granted = Some((tenure.since, tenure.after));
             }
         }

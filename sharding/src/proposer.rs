@@ -72,12 +72,16 @@ pub struct Proposer {
     unsent: Option<Proposal>,
 }
 
+/// So many of the lowest bits of a counter are those of the seed's life; the others begin with milliseconds. All together
+/// fit the 53 bits of a number in JSON.
+const LIFE_BITS: u32 = 12;
+
 impl Proposer {
     /// A proposer of the seed of this ordinal, out of `n_seeds`. `life` is random for each start; ballots count from the
     /// wall clock's milliseconds, so that they do not go back when all seeds have forgotten.
     #[must_use]
     pub fn new(now: Now, times: Times, seed: u16, n_seeds: u16, life: u64) -> Self {
-        let counter = u64::try_from(now.wall.as_millis()).unwrap_or(0);
+        let counter = u64::try_from(now.wall.as_millis()).unwrap_or(0) << LIFE_BITS;
         Self {
             times,
             seed,
@@ -216,7 +220,8 @@ impl Proposer {
     }
 
     fn begin(&mut self, now: Now, mine: Ballot) {
-        self.counter += 1;
+        // The lowest bits differ from life to life: after all clocks were set back, no term comes twice.
+        self.counter = (((self.counter >> LIFE_BITS) + 1) << LIFE_BITS) | (self.life & ((1 << LIFE_BITS) - 1));
         let ballot = Ballot { counter: self.counter, ..mine };
         self.round = Round::Preparing { ballot, asked: now, free: BTreeSet::new() };
         self.unsent = Some(Proposal::Prepare(ballot));

@@ -10,7 +10,8 @@ use sharding::times::{Lease, Times};
 
 use super::writing::{WriteEnd, WriteFailure, WriteWish};
 use super::*;
-use crate::database::{Raise, Raised, Write, WriteError, Written};
+use crate::database::{Fences, Raise, Raised, Write, WriteError, Written};
+use crate::lease::HeldLease;
 use crate::metrics::Metrics;
 
 const LIMITS: LoaderLimits = LoaderLimits {
@@ -75,7 +76,8 @@ fn scene(limits: LoaderLimits, spending: Option<Spending>) -> Scene {
     let region = LoadedRegion { place: 0, name, query, statements: Some(Arc::new(Statements::Redis)) };
     let fences = Fences { cluster: ClusterName::parse("test").expect("a name"), n_shards: NShards::DEFAULT };
     let (fences, lease) = (Arc::new(fences), HeldLease::default());
-    let loader = Loader::start("main", database, vec![region], limits, spending, metrics, fences, lease.clone());
+    let loader =
+        Loader::start("main", database, vec![region], limits, spending, metrics, Changes::new(fences, lease.clone()));
     Scene { loader: loader.expect("a thread"), asked, changed, lease, open: Mutex::default() }
 }
 

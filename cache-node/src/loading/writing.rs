@@ -97,7 +97,7 @@ pub(super) enum Change {
 }
 
 /// A change that has come back.
-pub(super) struct Changed {
+pub(crate) struct Changed {
     sent: Instant,
     is_raise: bool,
     /// How the database has taken it, for the breaker.
@@ -105,7 +105,7 @@ pub(super) struct Changed {
 }
 
 /// The changes of one database.
-pub(super) struct Changes {
+pub(crate) struct Changes {
     fences: Arc<Fences>,
     lease: HeldLease,
     waiting: VecDeque<Change>,
@@ -117,7 +117,8 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    pub(super) fn new(fences: Arc<Fences>, lease: HeldLease) -> Self {
+    /// None wait; whose fences are relied on, and under which lease.
+    pub(crate) fn new(fences: Arc<Fences>, lease: HeldLease) -> Self {
         let in_flight = FuturesUnordered::new();
         Self { fences, lease, waiting: VecDeque::new(), is_raising: false, n_writing: 0, is_short: false, in_flight }
     }

@@ -1,6 +1,6 @@
 //! Clients read and write through every router while processes die, stand still and lose each other. What they saw is
 //! written down and checked: it must be linearizable for each key, and no acknowledged write may be lost.
-//! `FAULT_RUNS` says how many faults there are; the histories stay where `HISTORIES` says, else they go with the test.
+//! `HISTORY_RUNS` says how many faults there are; the histories stay where `HISTORIES` says, else they go with the test.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -215,7 +215,7 @@ fn faults(kind: Kind) {
     let mut plan = plan(kind, 10);
     plan.relayed = true;
     let mut it = plan.start();
-    let n_runs = std::env::var("FAULT_RUNS").map_or(RUNS, |runs| runs.parse().expect("a number"));
+    let n_runs = std::env::var("HISTORY_RUNS").map_or(RUNS, |runs| runs.parse().expect("a number"));
     let dir = tempfile::tempdir().expect("a directory");
     let dir = std::env::var("HISTORIES").map_or_else(|_| dir.path().to_owned(), Into::into);
     std::fs::create_dir_all(&dir).expect("a directory");

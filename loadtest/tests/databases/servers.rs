@@ -315,7 +315,8 @@ impl Server {
     /// Raises every fence above all that a cluster has seen, as an owner of a later term would.
     pub(crate) fn raise_all_fences(&self) {
         let millis = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("after 1970").as_millis();
-        let counter = u64::try_from(millis + 60_000).expect("small");
+        // As a coordinator's terms are counted.
+        let counter = u64::try_from(millis + 60_000).expect("small") << 12;
         let since = Epoch { term: Term { counter, seed: 9 }, seq: 1 };
         let token = Token { since, n: 1 };
         match self.kind {

@@ -100,22 +100,22 @@ mod tests {
     #[test]
     fn tags_are_read_as_they_are_compared() {
         let (one, two) = (Etag(1), Etag(0xab));
-        let parse = |lines: &[&str], takes_weak| {
+        let read = |lines: &[&str], takes_weak| {
             let lines: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
-            super::parse(&lines, takes_weak)
+            parse(&lines, takes_weak)
         };
-        assert_eq!(parse(&[], false), Ok(None));
-        assert_eq!(parse(&[" * "], false), Ok(Some(Tags::Any)));
+        assert_eq!(read(&[], false), Ok(None));
+        assert_eq!(read(&[" * "], false), Ok(Some(Tags::Any)));
         let both = [format!("{one}, W/{two}"), format!("{two}")];
         let both: Vec<&str> = both.iter().map(String::as_str).collect();
-        assert_eq!(parse(&both, false), Ok(Some(Tags::Listed(vec![one, two]))));
-        assert_eq!(parse(&both[..1], false), Ok(Some(Tags::Listed(vec![one]))));
-        assert_eq!(parse(&both[..1], true), Ok(Some(Tags::Listed(vec![one, two]))));
-        assert_eq!(parse(&["\"of somebody else\""], true), Ok(Some(Tags::Listed(vec![]))));
+        assert_eq!(read(&both, false), Ok(Some(Tags::Listed(vec![one, two]))));
+        assert_eq!(read(&both[..1], false), Ok(Some(Tags::Listed(vec![one]))));
+        assert_eq!(read(&both[..1], true), Ok(Some(Tags::Listed(vec![one, two]))));
+        assert_eq!(read(&["\"of somebody else\""], true), Ok(Some(Tags::Listed(vec![]))));
         for wrong in ["abc", "\"a", "*, \"a\""] {
-            assert!(parse(&[wrong], true).is_err(), "{wrong}");
+            assert!(read(&[wrong], true).is_err(), "{wrong}");
         }
         let many = vec!["\"a\""; TAGS_MAX + 1].join(",");
-        assert!(parse(&[&many], true).is_err());
+        assert!(read(&[&many], true).is_err());
     }
 }

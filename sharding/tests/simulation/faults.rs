@@ -4,13 +4,22 @@ use std::time::Duration;
 
 use sharding::times::Times;
 
-use crate::world::{Weather, World};
+use crate::events::Weather;
+use crate::history::Counts;
+use crate::invariants::{answered, fresh};
+use crate::traffic::Traffic;
+use crate::world::World;
 
 /// Time of faults in a run.
 const FAULTS: Duration = Duration::from_secs(20);
-/// After the last fault the cluster is whole within this.
-const RECOVERY_MAX: Duration = Duration::from_secs(6);
+/// After the last fault the cluster is whole within this. When all clocks were set back it may take some terms, and each
+/// the time of a lease, until nobody meets a higher fence any more.
+const RECOVERY_MAX: Duration = Duration::from_secs(8);
 const STEP: Duration = Duration::from_millis(10);
+/// So long clients go on when the cluster is whole again.
+const AFTERMATH: Duration = Duration::from_secs(1);
+/// Then nobody asks for anything for so long, and nobody is left without an answer.
+const QUIET: Duration = Duration::from_secs(3);
 
 /// What a run is like.
 #[derive(Clone, Copy, Debug)]
@@ -23,8 +32,15 @@ pub(crate) struct Plan {
     pub(crate) pause: Duration,
     /// Coordinators crash and nodes come and go, and nothing else happens.
     pub(crate) is_churn: bool,
-    /// A node keeps the entries of a shard that it gave up, for the case that it comes back: a mistake.
-    pub(crate) keeps_entries: bool,
+    pub(crate) traffic: Traffic,
+}
+
+/// How a run went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    /// So long after the last fault every shard was owned again, and its fence raised.
+    pub(crate) recovery: Duration,
+    pub(crate) counts: Counts,
 }
 
 impl Plan {
@@ -43,15 +59,19 @@ impl Plan {
             },
             pause: Duration::from_millis(chance.u64(150..3000)),
             is_churn: false,
-            keeps_entries: false,
+            traffic: Traffic::NONE,
         }
+    }
+
+    /// Clients read and write meanwhile.
+    pub(crate) fn with_clients(self, seed: u64) -> Self {
+        Self { traffic: Traffic::random(seed), ..self }
     }
 }
 
-/// Runs a plan; gives how long after the last fault it took until every shard was owned again.
-pub(crate) fn run(seed: u64, plan: &Plan) -> Result<Duration, String> {
-    let mut world = World::new(seed, plan.n_seeds, plan.n_nodes, plan.times);
-    world.keeps_entries = plan.keeps_entries;
+/// Runs a plan: every promise is kept, and after the last fault every shard can be read and written again.
+pub(crate) fn run(seed: u64, plan: &Plan) -> Result<Run, String> {
+    let mut world = World::with_traffic(seed, plan.n_seeds, plan.n_nodes, plan.times, plan.traffic);
     world.run_until(Duration::from_secs(4))?;
     if !world.is_whole() {
         return Err("not whole 4 s after the start, without any fault".to_owned());
@@ -67,13 +87,22 @@ pub(crate) fn run(seed: u64, plan: &Plan) -> Result<Duration, String> {
     // The last fault is over when the last process that stands still goes on.
     let healed = world.machines.iter().map(|machine| machine.stopped_until).fold(world.real, Duration::max);
     world.run_until(healed)?;
-    while !world.is_whole() {
+    while !(world.is_whole() && world.is_writable()) {
         if world.real > healed + RECOVERY_MAX {
             return Err(format!("not whole {RECOVERY_MAX:?} after the last fault"));
         }
         world.run_until(world.real + STEP)?;
     }
-    Ok(world.real - healed)
+    let recovery = world.real - healed;
+    if plan.traffic.n_clients > 0 {
+        world.run_until(world.real + AFTERMATH)?;
+        world.clients_rest = true;
+        world.run_until(world.real + QUIET)?;
+        world.end_clients();
+        answered::check(&world)?;
+        fresh::check(&world.history)?;
+    }
+    Ok(Run { recovery, counts: world.history.counts })
 }
 
 fn fault(world: &mut World, is_churn: bool) {
@@ -107,13 +136,16 @@ fn fault(world: &mut World, is_churn: bool) {
             if world.chance.bool() {
                 world.cut.insert((to, node));
             }
+            if let Some(client) = world.clients.len().checked_sub(1).map(|last| world.chance.usize(..=last)) {
+                world.cut_off.insert((client, node));
+            }
         }
         82..88 => {
             for other in 0..n_nodes {
                 world.cut.extend([(node, other), (other, node)]);
             }
         }
-        88..96 => world.cut.clear(),
+        88..96 => mend_links(world),
         96..98 => {
             let by = world.chance.i64(-3_600_000_000..60_000_000);
             world.set_wall(node, by);
@@ -133,10 +165,16 @@ fn fault(world: &mut World, is_churn: bool) {
 
 fn heal(world: &mut World) {
     world.weather = Weather::default();
-    world.cut.clear();
+    world.traffic.database_slow = 0;
+    mend_links(world);
     for node in 0..world.machines.len() {
         if world.machines[node].life.is_none() {
             world.start(node);
         }
     }
+}
+
+fn mend_links(world: &mut World) {
+    world.cut.clear();
+    world.cut_off.clear();
 }

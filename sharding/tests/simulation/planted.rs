@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use sharding::times::{Rules, Times};
 
+use crate::events::Weather;
 use crate::faults::{Plan, run};
-use crate::world::Weather;
 
 /// Every planted fault is found within so many runs.
 const RUNS_MAX: u64 = 3000;
@@ -45,11 +45,6 @@ fn a_report_of_another_term_that_is_believed_is_found() {
     let stormy = Weather { slow: 400, loss: 200, duplicates: 0 };
     let plan = |plan: Plan| Plan { weather: stormy, is_churn: true, pause: Duration::from_millis(200), ..plan };
     is_found("the hello", Rules { hello: false, ..Rules::ALL }, plan);
-}
-
-#[test]
-fn entries_that_outlive_another_owner_are_found() {
-    is_found("owned since", Rules::ALL, |plan| Plan { keeps_entries: true, ..plan });
 }
 
 #[test]

@@ -119,6 +119,25 @@ fn after_all_were_killed_with_their_clocks_set_back_there_is_one_cluster_of_a_hi
 }
 
 #[test]
+fn after_all_were_killed_with_their_clocks_set_back_their_fences_are_overcome() {
+    for seed in 0..50 {
+        let mut world = settled(3, 4, seed);
+        let before = world.highest_term;
+        for node in 0..4 {
+            world.crash(node);
+            world.set_wall(node, -3_600_000_000);
+            world.start(node);
+        }
+        let began = world.real;
+        while !(world.is_whole() && world.is_writable()) {
+            world.run_until(world.real + Duration::from_millis(5)).expect("no violation");
+            assert!(world.real < began + Duration::from_secs(6), "nothing can be written");
+        }
+        assert!(world.highest_term > before);
+    }
+}
+
+#[test]
 fn the_shards_of_a_node_that_is_heard_and_hears_nothing_go_to_others() {
     for seed in 0..50 {
         let mut world = settled(3, 4, seed);

@@ -1,71 +1,42 @@
 //! Virtual processes, clocks and links.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
-use sharding::acceptor::Vote;
-use sharding::budget::{Budget, BudgetUse, Budgeted, Floor, Purse, Slot};
+use sharding::budget::{Budget, BudgetUse, Budgeted, Floor, Purse};
 use sharding::epoch::{Epoch, Term};
-use sharding::id::{DatabaseName, NShards, NodeId, ShardId};
-use sharding::map::Member;
-use sharding::membership::{Incarnation, Renew, Reply};
-use sharding::ownership::{Effect, Identity, Ownership};
-use sharding::proposer::Proposal;
+use sharding::fence::Numbers;
+use sharding::id::{DatabaseName, NShards, NodeId};
+use sharding::map::{Member, ShardMap};
+use sharding::membership::Incarnation;
+use sharding::ownership::{Identity, Ownership};
 use sharding::seed::{Output, Seed};
 use sharding::times::{Now, Times};
 
+use crate::clients::Client;
+use crate::database::Database;
+use crate::events::{Event, Message, Weather, What};
+use crate::history::History;
 use crate::invariants;
+use crate::machine::{Clocks, Life, Machine};
+use crate::serving::{Serving, Turn};
+use crate::traffic::Traffic;
 
 /// Few, so that each is contended; at most 64, the bits of a mask.
 pub(crate) const N_SHARDS: u16 = 16;
-/// How far all clocks are from zero, so that they can be set back.
-const CLOCK_START: Duration = Duration::from_secs(1_000_000);
+/// More than one, so that a fence is raised because of one key while another is written; the last one is changed behind
+/// the cache's back as well.
+pub(crate) const KEYS_PER_SHARD: usize = 3;
+pub(crate) const N_KEYS: usize = N_SHARDS as usize * KEYS_PER_SHARD;
 /// Operations a second that the whole cluster may spend; every node would spend more.
 pub(crate) const BUDGET: Budget = Budget(NonZeroU32::new(20).expect("some"));
 /// Within this time the database has seen an operation that was sent.
 const OPERATION_TIMEOUT: Duration = Duration::from_millis(700);
 /// A process that nothing wakes looks at its clock so often.
 const IDLE: Duration = Duration::from_millis(100);
-
-#[derive(Clone, Debug)]
-pub(crate) enum Message {
-    Proposal(Proposal),
-    Vote(Vote),
-    Renew(Renew),
-    Reply(Reply),
-}
-
-#[derive(Clone, Debug)]
-enum What {
-    Deliver { from: usize, message: Box<Message> },
-    Wake,
-}
-
-struct Event {
-    at: Duration,
-    number: u64,
-    node: usize,
-    what: What,
-}
-
-impl PartialEq for Event {
-    fn eq(&self, other: &Self) -> bool {
-        self.number == other.number
-    }
-}
-impl Eq for Event {}
-impl PartialOrd for Event {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Event {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.number).cmp(&(other.at, other.number))
-    }
-}
 
 fn shards() -> NShards {
     NShards::new(N_SHARDS).expect("some")
@@ -76,65 +47,6 @@ pub(crate) fn budgeted() -> Budgeted {
     Budgeted { database, budget: BUDGET, operation_timeout: OPERATION_TIMEOUT }
 }
 
-/// The clocks of one machine.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Clocks {
-    /// Seconds of the boot clock in a million real ones, less a million.
-    pub(crate) drift_ppm: i64,
-    boot_at: Duration,
-    real_at: Duration,
-    wall_offset: i64,
-}
-
-impl Clocks {
-    fn now(&self, real: Duration) -> Now {
-        let passed = real.saturating_sub(self.real_at).as_micros() as i64;
-        let boot = self.boot_at + Duration::from_micros((passed + passed * self.drift_ppm / 1_000_000) as u64);
-        let wall = (CLOCK_START + boot).as_micros() as i64 + self.wall_offset;
-        Now { boot, wall: Duration::from_micros(wall as u64) }
-    }
-
-    /// The real time at which the boot clock will show this.
-    fn real(&self, boot: Duration) -> Duration {
-        let ahead = boot.saturating_sub(self.boot_at).as_micros() as i64;
-        self.real_at + Duration::from_micros((ahead * 1_000_000 / (1_000_000 + self.drift_ppm) + 1) as u64)
-    }
-}
-
-/// A process.
-pub(crate) struct Life {
-    incarnation: Incarnation,
-    pub(crate) seed: Option<Seed>,
-    pub(crate) ownership: Ownership,
-    /// For each shard that it serves what it keeps of it.
-    pub(crate) entries: [Option<u64>; N_SHARDS as usize],
-    pub(crate) mask: u64,
-    pub(crate) has_left: bool,
-    next_wake: Duration,
-    purse: Purse,
-    /// Operations, and when each is answered.
-    in_flight: Vec<(Duration, Slot)>,
-}
-
-pub(crate) struct Machine {
-    pub(crate) life: Option<Life>,
-    pub(crate) clocks: Clocks,
-    /// It does nothing until then.
-    pub(crate) stopped_until: Duration,
-    /// What came meanwhile.
-    backlog: Vec<(usize, Message)>,
-    /// Changes when it moves to another machine.
-    identity: u64,
-}
-
-/// How links behave, in parts of a thousand.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Weather {
-    pub(crate) loss: u32,
-    pub(crate) duplicates: u32,
-    pub(crate) slow: u32,
-}
-
 pub(crate) struct World {
     pub(crate) real: Duration,
     pub(crate) chance: fastrand::Rng,
@@ -142,16 +54,28 @@ pub(crate) struct World {
     pub(crate) n_seeds: usize,
     pub(crate) times: Times,
     pub(crate) weather: Weather,
-    pub(crate) keeps_entries: bool,
+    pub(crate) traffic: Traffic,
     /// Links that carry nothing, one way.
     pub(crate) cut: HashSet<(usize, usize)>,
-    /// The newest value of each shard in the database.
-    pub(crate) database: [u64; N_SHARDS as usize],
+    /// Routers, by their clients, that cannot reach a node.
+    pub(crate) cut_off: BTreeSet<(usize, usize)>,
+    pub(crate) database: Database,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) n_requests: u64,
+    /// They begin nothing more.
+    pub(crate) clients_rest: bool,
+    /// For each key the place of the last write that was acknowledged.
+    pub(crate) acknowledged: [u64; N_KEYS],
+    /// What was found at a place where nothing can be returned.
+    pub(crate) violation: Option<String>,
+    pub(crate) history: History,
     /// When the database sees how many operations, those included that are on their way.
     pub(crate) operations: BTreeMap<Duration, u32>,
     /// What each life has seen last, to see that it never goes back.
     pub(crate) seen: HashMap<Incarnation, Epoch>,
     pub(crate) highest_term: Term,
+    /// Every map that a node has had.
+    pub(crate) maps: BTreeMap<Epoch, Arc<ShardMap>>,
     /// Where each life was.
     addresses: HashMap<Incarnation, usize>,
     events: BinaryHeap<Reverse<Event>>,
@@ -160,6 +84,10 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(seed: u64, n_seeds: usize, n_nodes: usize, times: Times) -> Self {
+        Self::with_traffic(seed, n_seeds, n_nodes, times, Traffic::NONE)
+    }
+
+    pub(crate) fn with_traffic(seed: u64, n_seeds: usize, n_nodes: usize, times: Times, traffic: Traffic) -> Self {
         let mut chance = fastrand::Rng::with_seed(seed);
         let machine = |chance: &mut fastrand::Rng| Machine {
             life: None,
@@ -182,12 +110,20 @@ impl World {
             n_seeds,
             times,
             weather: Weather::default(),
-            keeps_entries: false,
+            traffic,
             cut: HashSet::new(),
-            database: [0; N_SHARDS as usize],
+            cut_off: BTreeSet::new(),
+            database: Database::new(traffic.looks_early),
+            clients: Vec::new(),
+            n_requests: 0,
+            clients_rest: false,
+            acknowledged: [0; N_KEYS],
+            violation: None,
+            history: History::new(),
             operations: BTreeMap::new(),
             seen: HashMap::new(),
             highest_term: Term::default(),
+            maps: BTreeMap::new(),
             addresses: HashMap::new(),
             events: BinaryHeap::new(),
             n_events: 0,
@@ -195,6 +131,7 @@ impl World {
         for node in 0..n_nodes {
             world.start(node);
         }
+        world.start_traffic();
         world
     }
 
@@ -212,6 +149,7 @@ impl World {
         }
         let now = self.now(node);
         let life = self.chance.u64(..);
+        let numbers = Numbers::new(self.chance.u32(..));
         self.addresses.insert(Incarnation(life), node);
         let is_seed = node < self.n_seeds;
         let name = NodeId::parse(&format!("pod-{node}")).expect("a name");
@@ -227,7 +165,7 @@ impl World {
             incarnation: Incarnation(life),
             seed: is_seed.then(|| Seed::new(now, self.times, shards(), vec![budgeted()], (seed, n_seeds), life)),
             ownership: Ownership::new(now, me, shards(), self.times),
-            entries: [None; N_SHARDS as usize],
+            serving: Serving::new(self.traffic.manners, numbers),
             mask: 0,
             has_left: false,
             next_wake: Duration::MAX,
@@ -279,7 +217,7 @@ impl World {
         self.machines[node].clocks.real_at > self.real
     }
 
-    fn push(&mut self, at: Duration, node: usize, what: What) {
+    pub(crate) fn push(&mut self, at: Duration, node: usize, what: What) {
         self.n_events += 1;
         self.events.push(Reverse(Event { at, number: self.n_events, node, what }));
     }
@@ -289,19 +227,24 @@ impl World {
             self.push(self.real, to, What::Deliver { from, message: Box::new(message) });
             return;
         }
-        if self.cut.contains(&(from, to)) || self.chance.u32(..1000) < self.weather.loss {
+        if self.cut.contains(&(from, to)) || self.is_lost() {
             return;
         }
         let copies = if self.chance.u32(..1000) < self.weather.duplicates { 2 } else { 1 };
         for _ in 0..copies {
-            let is_slow = self.chance.u32(..1000) < self.weather.slow;
-            let delay = if is_slow { self.chance.u64(1_000..4_000_000) } else { self.chance.u64(50..4_000) };
-            self.push(
-                self.real + Duration::from_micros(delay),
-                to,
-                What::Deliver { from, message: Box::new(message.clone()) },
-            );
+            let at = self.real + self.delay();
+            self.push(at, to, What::Deliver { from, message: Box::new(message.clone()) });
         }
+    }
+
+    pub(crate) fn is_lost(&mut self) -> bool {
+        self.chance.u32(..1000) < self.weather.loss
+    }
+
+    /// How long a message takes.
+    pub(crate) fn delay(&mut self) -> Duration {
+        let is_slow = self.chance.u32(..1000) < self.weather.slow;
+        Duration::from_micros(if is_slow { self.chance.u64(1_000..4_000_000) } else { self.chance.u64(50..4_000) })
     }
 
     /// Runs until that time; checks every invariant after every event.
@@ -309,18 +252,38 @@ impl World {
         while let Some(Reverse(event)) = self.events.peek()
             && event.at <= end
         {
+            if let Some(violation) = self.violation.take() {
+                return Err(format!("at {:?}: {violation}", self.real));
+            }
             let Some(Reverse(event)) = self.events.pop() else { break };
             self.real = self.real.max(event.at);
             let node = event.node;
-            if self.machines[node].life.is_none() {
-                continue;
-            }
             match event.what {
+                What::Client(event) => {
+                    self.handle_client_event(node, event);
+                    continue;
+                }
+                What::Change => {
+                    self.change();
+                    continue;
+                }
+                What::Land { incarnation, operation, sent } => {
+                    self.land(node, incarnation, operation, sent);
+                    continue;
+                }
+                _ if self.machines[node].life.is_none() => continue,
                 What::Deliver { from, message } if !self.is_running(node) => {
                     self.machines[node].backlog.push((from, *message));
                     continue;
                 }
-                What::Deliver { from, message } => self.deliver(node, from, *message),
+                What::Deliver { from, message } => {
+                    let is_data =
+                        matches!(*message, Message::Request { .. } | Message::Landed { .. } | Message::Notice { .. });
+                    self.deliver(node, from, *message);
+                    if is_data {
+                        continue;
+                    }
+                }
                 What::Wake if !self.is_running(node) => continue,
                 What::Wake => {
                     for (from, message) in std::mem::take(&mut self.machines[node].backlog) {
@@ -334,7 +297,7 @@ impl World {
                 }
             }
             self.drive(node);
-            (0..self.machines.len()).for_each(|node| self.touch(node));
+            (0..self.machines.len()).for_each(|node| self.spend(node));
             invariants::check(self).map_err(|violation| format!("at {:?}: {violation}", self.real))?;
         }
         self.real = self.real.max(end);
@@ -354,7 +317,21 @@ impl World {
             (Message::Renew(renew), Some(seed)) => seed.handle_renew(now, renew),
             (Message::Reply(reply), _) => {
                 life.ownership.handle_reply(now, &reply);
-                life.perform(self.keeps_entries);
+                life.perform(now);
+            }
+            (Message::Request { asker, key, ask }, _) => {
+                let turn = Turn { now, ownership: &mut life.ownership, chance: &mut self.chance };
+                life.serving.handle_request(turn, asker, key, ask);
+                self.flush(node);
+            }
+            (Message::Notice { key, place }, _) => life.serving.handle_notice(key, place),
+            (Message::Landed { incarnation, operation, answer }, _) => {
+                if life.incarnation == incarnation {
+                    let turn = Turn { now, ownership: &mut life.ownership, chance: &mut self.chance };
+                    life.serving.handle_landed(turn, operation, answer);
+                    life.perform(now);
+                    self.flush(node);
+                }
             }
             (Message::Proposal(_) | Message::Vote(_) | Message::Renew(_), None) => {}
         }
@@ -381,7 +358,9 @@ impl World {
         if let Some(renew) = life.ownership.poll_renew(now, used) {
             to_seeds.push(Message::Renew(renew));
         }
-        life.perform(self.keeps_entries);
+        life.perform(now);
+        life.serving.poll(&mut Turn { now, ownership: &mut life.ownership, chance: &mut self.chance });
+        wake = wake.min(life.serving.next_timeout().unwrap_or(wake));
         if !life.has_left {
             wake = wake.min(life.ownership.next_renew());
         }
@@ -401,30 +380,15 @@ impl World {
             life.next_wake = at;
             self.push(at, node, What::Wake);
         }
+        self.flush(node);
     }
 
-    /// Clients read and write a shard at this node, if it serves it at this moment.
-    fn touch(&mut self, node: usize) {
+    /// A node sends all operations that it may. The database sees them late, and answers late.
+    fn spend(&mut self, node: usize) {
         if !self.is_running(node) {
             return;
         }
         let now = self.now(node);
-        self.spend(node, now);
-        let (at, writes) = (self.chance.usize(..usize::from(N_SHARDS)), self.chance.u8(..4) == 0);
-        let Some(life) = &mut self.machines[node].life else { return };
-        if life.mask & (1 << at) == 0 || !life.ownership.holds(now) {
-            return;
-        }
-        if writes {
-            self.database[at] += 1;
-            life.entries[at] = Some(self.database[at]);
-        } else {
-            life.entries[at].get_or_insert(self.database[at]);
-        }
-    }
-
-    /// A node sends all operations that it may. The database sees them late, and answers late.
-    fn spend(&mut self, node: usize, now: Now) {
         let Some(life) = &mut self.machines[node].life else { return };
         life.settle(now, self.real);
         while let Ok(slot) = life.purse.spend(now, 0) {
@@ -445,45 +409,29 @@ impl World {
         (0..self.n_seeds).find(leads)
     }
 
-    /// Whether every shard is served by somebody.
-    pub(crate) fn is_whole(&self) -> bool {
-        let served = |node: usize| match &self.machines[node].life {
+    /// The shards that a node serves at this moment.
+    fn served(&self, node: usize) -> u64 {
+        match &self.machines[node].life {
             Some(life) if self.is_running(node) && life.ownership.holds(self.now(node)) => life.mask,
             _ => 0,
+        }
+    }
+
+    /// Whether every shard is served by somebody.
+    pub(crate) fn is_whole(&self) -> bool {
+        (0..self.machines.len()).fold(0, |all, node| all | self.served(node)) == (1 << N_SHARDS) - 1
+    }
+
+    /// Whether every shard is served by somebody whose writes go through.
+    pub(crate) fn is_writable(&self) -> bool {
+        let writable = |node: usize| {
+            let is_writable = |shard: &usize| {
+                let since = self.machines[node].life.as_ref().and_then(|life| life.serving.since(*shard));
+                since == Some(self.database.fence(*shard).since)
+            };
+            let raised = (0..usize::from(N_SHARDS)).filter(is_writable).fold(0, |all, shard| all | 1 << shard);
+            self.served(node) & raised
         };
-        (0..self.machines.len()).map(served).fold(0, |all, mask| all | mask) == (1 << N_SHARDS) - 1
-    }
-}
-
-impl Life {
-    pub(crate) const fn incarnation(&self) -> Incarnation {
-        self.incarnation
-    }
-
-    fn settle(&mut self, now: Now, real: Duration) {
-        for (_, slot) in self.in_flight.extract_if(.., |(answered, _)| *answered <= real) {
-            self.purse.settle(now, slot);
-        }
-    }
-
-    fn perform(&mut self, keeps_entries: bool) {
-        while let Some(effect) = self.ownership.poll_effect() {
-            match effect {
-                Effect::Serve { shard: ShardId(shard), .. } => {
-                    self.mask |= 1 << shard;
-                }
-                Effect::Release { shard: ShardId(shard) } => {
-                    self.mask &= !(1 << shard);
-                    if !keeps_entries {
-                        self.entries[usize::from(shard)] = None;
-                    }
-                }
-                Effect::Left => self.has_left = true,
-                Effect::Shares(shares, lease) => {
-                    self.purse.handle_share(shares.first().map_or(0, |share| share.slots), lease);
-                }
-                Effect::Publish(_) | Effect::Lease(_) => {}
-            }
-        }
+        (0..self.machines.len()).fold(0, |all, node| all | writable(node)) == (1 << N_SHARDS) - 1
     }
 }

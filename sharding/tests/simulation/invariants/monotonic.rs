@@ -1,5 +1,7 @@
-//! I5: no process acts on an epoch older than one that it has seen; and no process that owns has seen less than one that
+//! I5: an epoch has one map; no process acts on an epoch older than one that it has seen; and no process that owns has seen less than one that
 //! owned the same shard before.
+
+use std::sync::Arc;
 
 use crate::world::World;
 
@@ -12,7 +14,13 @@ pub(super) fn check(world: &mut World) -> Result<(), String> {
         {
             return Err(format!("I5: pod-{node} has a map of epoch {} and says that it saw {seen}", map.epoch()));
         }
-        let identity = life.incarnation();
+        if let Some(map) = life.ownership.map() {
+            let known = world.maps.entry(map.epoch()).or_insert_with(|| Arc::clone(map));
+            if !Arc::ptr_eq(known, map) && known != map {
+                return Err(format!("I5: there are two maps of epoch {}", map.epoch()));
+            }
+        }
+        let identity = life.incarnation;
         let before = world.seen.entry(identity).or_default();
         if seen < *before {
             return Err(format!("I5: pod-{node} has gone back from epoch {before} to {seen}"));

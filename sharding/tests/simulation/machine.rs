@@ -1,0 +1,97 @@
+//! Machines with their clocks, and the processes that live on them.
+
+use std::time::Duration;
+
+use sharding::budget::{Purse, Slot};
+use sharding::id::ShardId;
+use sharding::membership::Incarnation;
+use sharding::ownership::{Effect, Ownership};
+use sharding::seed::Seed;
+use sharding::times::Now;
+
+use crate::events::Message;
+use crate::serving::Serving;
+
+/// How far all clocks are from zero, so that they can be set back.
+const CLOCK_START: Duration = Duration::from_secs(1_000_000);
+
+/// The clocks of one machine.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clocks {
+    /// Seconds of the boot clock in a million real ones, less a million.
+    pub(crate) drift_ppm: i64,
+    pub(crate) boot_at: Duration,
+    pub(crate) real_at: Duration,
+    pub(crate) wall_offset: i64,
+}
+
+impl Clocks {
+    pub(crate) fn now(&self, real: Duration) -> Now {
+        let passed = real.saturating_sub(self.real_at).as_micros() as i64;
+        let boot = self.boot_at + Duration::from_micros((passed + passed * self.drift_ppm / 1_000_000) as u64);
+        let wall = (CLOCK_START + boot).as_micros() as i64 + self.wall_offset;
+        Now { boot, wall: Duration::from_micros(wall as u64) }
+    }
+
+    /// The real time at which the boot clock will show this.
+    pub(crate) fn real(&self, boot: Duration) -> Duration {
+        let ahead = boot.saturating_sub(self.boot_at).as_micros() as i64;
+        self.real_at + Duration::from_micros((ahead * 1_000_000 / (1_000_000 + self.drift_ppm) + 1) as u64)
+    }
+}
+
+/// A process.
+pub(crate) struct Life {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) seed: Option<Seed>,
+    pub(crate) ownership: Ownership,
+    pub(crate) serving: Serving,
+    pub(crate) mask: u64,
+    pub(crate) has_left: bool,
+    pub(crate) next_wake: Duration,
+    pub(crate) purse: Purse,
+    /// Operations, and when each is answered.
+    pub(crate) in_flight: Vec<(Duration, Slot)>,
+}
+
+pub(crate) struct Machine {
+    pub(crate) life: Option<Life>,
+    pub(crate) clocks: Clocks,
+    /// It does nothing until then.
+    pub(crate) stopped_until: Duration,
+    /// What came meanwhile.
+    pub(crate) backlog: Vec<(usize, Message)>,
+    /// Changes when it moves to another machine.
+    pub(crate) identity: u64,
+}
+
+impl Life {
+    pub(crate) fn settle(&mut self, now: Now, real: Duration) {
+        for (_, slot) in self.in_flight.extract_if(.., |(answered, _)| *answered <= real) {
+            self.purse.settle(now, slot);
+        }
+    }
+
+    pub(crate) fn perform(&mut self, now: Now) {
+        let mut acquired = Vec::new();
+        while let Some(effect) = self.ownership.poll_effect() {
+            match effect {
+                Effect::Serve { shard: ShardId(shard), since, .. } => {
+                    self.mask |= 1 << shard;
+                    acquired.push((usize::from(shard), since));
+                }
+                Effect::Release { shard: ShardId(shard) } => {
+                    self.mask &= !(1 << shard);
+                    acquired.retain(|(acquired, _)| *acquired != usize::from(shard));
+                    self.serving.release(usize::from(shard));
+                }
+                Effect::Left => self.has_left = true,
+                Effect::Shares(shares, lease) => {
+                    self.purse.handle_share(shares.first().map_or(0, |share| share.slots), lease);
+                }
+                Effect::Publish(_) | Effect::Lease(_) => {}
+            }
+        }
+        self.serving.acquire(now, &acquired);
+    }
+}
