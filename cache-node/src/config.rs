@@ -30,9 +30,9 @@ pub struct Program {
     /// What to do instead of serving.
     #[command(subcommand)]
     pub task: Option<Task>,
-    /// How to serve; there, when there is nothing else to do.
+    /// How to serve.
     #[command(flatten)]
-    pub args: Option<Args>,
+    pub args: Args,
 }
 
 /// What the program does for those who set up a database.
@@ -46,8 +46,8 @@ pub enum Task {
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Name of this node; in a cluster of pods the pod's name.
-    #[arg(long, env = "POD_NAME", value_parser = NodeId::parse)]
-    pub name: NodeId,
+    #[arg(long, env = "POD_NAME", required = true, value_parser = NodeId::parse)]
+    pub name: Option<NodeId>,
     /// The first nodes, which agree on the coordinator.
     #[command(flatten)]
     pub seeds: SeedArgs,
@@ -110,6 +110,15 @@ pub struct Args {
 }
 
 impl Args {
+    /// Its name.
+    ///
+    /// # Panics
+    /// When there is something else to do than to serve.
+    #[must_use]
+    pub fn name(&self) -> &NodeId {
+        self.name.as_ref().expect("whoever serves has been asked for a name")
+    }
+
     /// The seeds in their order.
     ///
     /// # Errors
@@ -124,19 +133,19 @@ impl Args {
     /// # Errors
     /// [`ConfigError`] when others could not reach it there.
     pub fn member(&self, seeds: &[Member]) -> Result<Member, ConfigError> {
-        let seed = seeds.iter().find(|seed| seed.node == self.name);
+        let seed = seeds.iter().find(|seed| seed.node == *self.name());
         let (place, data) = match (&self.advertise, self.pod_ip, seed, &self.domain) {
             (Some(address), ..) => ("--advertise", address.clone()),
             (None, Some(ip), ..) => ("--pod-ip", SocketAddr::new(ip, self.port).to_string()),
             (None, None, Some(seed), _) => return Ok(seed.clone()),
-            (None, None, None, Some(domain)) => ("--domain", format!("{}.{domain}:{}", self.name, self.port)),
+            (None, None, None, Some(domain)) => ("--domain", format!("{}.{domain}:{}", self.name(), self.port)),
             (None, None, None, None) => ("--advertise", self.data_bind.to_string()),
         };
         let wrong = |message: String| ConfigError { place: place.to_owned(), message };
         if data == self.data_bind.to_string() && self.data_bind.ip().is_unspecified() {
             return Err(wrong(format!("others cannot reach {data}; say at which host:port they can")));
         }
-        Member::parse(&format!("{}={data}", self.name)).map_err(|error| wrong(error.to_string()))
+        Member::parse(&format!("{}={data}", self.name())).map_err(|error| wrong(error.to_string()))
     }
 
     /// The times of the leases.

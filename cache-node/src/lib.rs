@@ -88,7 +88,7 @@ pub fn run(args: &Args) -> Result<(), NodeError> {
         let control = control::serve(control_listener, Arc::clone(&node))?;
         let control_handle = control.handle();
         actix_rt::spawn(control);
-        log::info!(node:% = args.name, data:% = args.data_bind, control:% = args.control_bind; "listening");
+        log::info!(node:% = args.name(), data:% = args.data_bind, control:% = args.control_bind; "listening");
 
         drain::asked_to_stop().await?;
         drain::drain(&node, &inbox, args.drain_timeout).await;
@@ -101,7 +101,7 @@ pub fn run(args: &Args) -> Result<(), NodeError> {
 fn place(args: &Args, config: &CacheConfig) -> Result<Place, ConfigError> {
     let seeds = args.seed_members()?;
     let member = args.member(&seeds)?;
-    let ordinal = seeds.iter().position(|seed| seed.node == args.name);
+    let ordinal = seeds.iter().position(|seed| seed.node == *args.name());
     // Without a UID the address proves as much, where only one process at a time can have it.
     let is_own_address = member.data == args.data_bind.to_string();
     let identity = args.uid.clone().or_else(|| is_own_address.then(|| member.data.clone())).unwrap_or_default();

@@ -15,14 +15,10 @@ fn main() -> ExitCode {
             return if error.use_stderr() { EXIT_CONFIG.into() } else { ExitCode::SUCCESS };
         }
     };
-    match task {
-        None => {}
-        Some(Task::FenceTable) => {
-            print!("{}", cache_node::database::FENCE_TABLE);
-            return ExitCode::SUCCESS;
-        }
+    if let Some(Task::FenceTable) = task {
+        print!("{}", cache_node::database::FENCE_TABLE);
+        return ExitCode::SUCCESS;
     }
-    let args = args.expect("without a task the flags are asked for");
     let logs = env_logger::Env::default().default_filter_or("info");
     env_logger::Builder::from_env(logs).format_timestamp_millis().init();
     if let Err(error) = rlimit::increase_nofile_limit(u64::MAX) {

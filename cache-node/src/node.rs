@@ -116,7 +116,7 @@ impl Node {
         let started = region::start(config, &metrics, &place.times, n_seeds, &lease)?;
         let Started { regions, ledgers, announcing, fencing, fences } = started;
         let node = Self {
-            name: args.name.clone(),
+            name: args.name().clone(),
             n_lanes,
             n_shards: config.n_shards,
             cluster: sharding::hash::cluster(&place.seeds, config.n_shards, &place.times),

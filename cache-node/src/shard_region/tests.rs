@@ -70,7 +70,7 @@ impl Scene {
         let dir = tempfile::tempdir().expect("a directory");
         let config = write_config(dir.path(), load);
         let flags = ["cache-node", "--name", "a", "--seeds", "a=127.0.0.1:1", "--lanes", "2"];
-        let args = Program::parse_from(flags).args.expect("how to serve");
+        let args = Program::parse_from(flags).args;
         let place = crate::place(&args, &config).expect("a sound place");
         let (node, _, fencing) = Node::start(&args, crate::n_lanes(&args), &config, &place).expect("starts");
         let node = Arc::new(node);
