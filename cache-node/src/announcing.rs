@@ -41,6 +41,10 @@ pub(crate) struct Announcing {
 impl Announcing {
     /// Listens for ever.
     pub(crate) async fn run(self, node: Arc<Node>, lanes: Vec<Addr<ShardRegion>>) {
+        let set_heard = |node: &Node, is_heard| {
+            self.regions.iter().for_each(|(place, ..)| node.regions[*place].trust.set_heard(is_heard));
+        };
+        set_heard(&node, false);
         let (mut pause, mut is_news) = (PAUSE_MIN, true);
         loop {
             let (tell, mut told) = mpsc::unbounded_channel();
@@ -60,6 +64,7 @@ impl Announcing {
                 }
             };
             self.metrics.listening.set(0);
+            set_heard(&node, false);
             if std::mem::replace(&mut is_news, false) {
                 log::warn!(database = self.database; "announcements are not heard: {error}; trying on");
             }
@@ -75,6 +80,7 @@ impl Announcing {
                 self.metrics.listening.set(1);
                 log::info!(database = self.database; "announcements are heard");
                 self.regions.iter().for_each(distrust);
+                self.regions.iter().for_each(|(place, ..)| node.regions[*place].trust.set_heard(true));
             }
             Announcement::All => self.regions.iter().for_each(distrust),
             Announcement::Region(region) => distrust(&self.regions[region]),
@@ -93,7 +99,7 @@ impl Announcing {
 
     fn pass_on(&self, node: &Node, lanes: &[Addr<ShardRegion>], region: usize, key: Bytes) {
         let shard = shard_of(&node.regions[region].name, &key, node.n_shards);
-        if !node.serves(shard) {
+        if !node.serves(shard) && !node.is_taking(shard) {
             return;
         }
         let Ok(permit) = Arc::clone(&node.notices).try_acquire_owned() else {

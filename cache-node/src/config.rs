@@ -92,6 +92,9 @@ pub struct Args {
     /// Most bytes of values that wait to be written at a time; a write beyond it is answered "not applied".
     #[arg(long, env = "CACHE_NODE_WRITING_BYTES_MAX", default_value_t = 64 * 1024 * 1024)]
     pub writing_bytes_max: usize,
+    /// Bytes a second at which one thread takes over what is in memory of a shard that another node gives it.
+    #[arg(long, env = "CACHE_NODE_HANDOFF_BYTES_PER_SECOND", default_value_t = 128 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(1..))]
+    pub handoff_bytes_per_second: u64,
     /// How long this node may act as an owner without an answer of the coordinator.
     #[arg(long, env = "CACHE_NODE_LEASE", default_value = "1200ms", value_parser = humantime::parse_duration)]
     pub lease: Duration,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use actix::Addr;
 use bytes::BytesMut;
 use sharding::wire::{
-    Answer, AnswerBody, Ask, FailureCode, FrameReader, GREETING_FRAME_BYTES_MAX, Join, MapAnswer, PROTOCOL,
+    Answer, AnswerBody, Ask, FailureCode, FrameReader, GREETING_FRAME_BYTES_MAX, Join, MapAnswer, PROTOCOL, Pull,
     REQUEST_FRAME_BYTES_MAX, Refused, Request, RequestBody, ToNode, Welcome, WireError,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -190,7 +190,7 @@ pub(crate) async fn serve(connect: Connect, lane: Rc<Lane>) {
     drop(connect.permit);
 }
 
-async fn exchange(stream: TcpStream, reader: FrameReader, lane: &Lane) -> End {
+async fn exchange(stream: TcpStream, reader: FrameReader, lane: &Rc<Lane>) -> End {
     let (mut read_half, write_half) = stream.into_split();
     let outbox = Arc::new(Outbox::default());
     let is_closing = Cell::new(false);
@@ -213,7 +213,7 @@ async fn exchange(stream: TcpStream, reader: FrameReader, lane: &Lane) -> End {
     end
 }
 
-async fn read(from: &mut OwnedReadHalf, mut reader: FrameReader, outbox: &Arc<Outbox>, lane: &Lane) -> End {
+async fn read(from: &mut OwnedReadHalf, mut reader: FrameReader, outbox: &Arc<Outbox>, lane: &Rc<Lane>) -> End {
     let mut stage = lane.node.stage.subscribe();
     loop {
         if let Err(error) = take_in(&mut reader, outbox, lane) {
@@ -235,7 +235,7 @@ async fn read(from: &mut OwnedReadHalf, mut reader: FrameReader, outbox: &Arc<Ou
 }
 
 /// Takes in every whole frame that has arrived.
-fn take_in(reader: &mut FrameReader, outbox: &Arc<Outbox>, lane: &Lane) -> Result<(), WireError> {
+fn take_in(reader: &mut FrameReader, outbox: &Arc<Outbox>, lane: &Rc<Lane>) -> Result<(), WireError> {
     let mut works = Vec::new();
     let result = loop {
         let frame = match reader.next_frame() {
@@ -275,6 +275,12 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
         }
         RequestBody::Delete(ask, precondition) => {
             (Op::Write(Box::new(Writing { value: None, precondition, _room: None })), ask)
+        }
+        RequestBody::Pull(Pull { shard, since, cursor }) => {
+            return Some(Work::of_shard(Op::Pull { since, cursor }, shard, reply));
+        }
+        RequestBody::Seal(Pull { shard, since, .. }) => {
+            return Some(Work::of_shard(Op::Seal { since }, shard, reply));
         }
         RequestBody::GetMap => {
             match node.map() {
@@ -320,7 +326,7 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
     Some(work)
 }
 
-async fn write(mut to: OwnedWriteHalf, outbox: &Outbox, is_closing: &Cell<bool>, lane: &Lane) -> End {
+async fn write(mut to: OwnedWriteHalf, outbox: &Outbox, is_closing: &Cell<bool>, lane: &Rc<Lane>) -> End {
     let mut buffer = BytesMut::with_capacity(WRITE_BYTES / 4);
     Welcome { n_lanes: lane.node.n_lanes.get(), node: lane.node.name.clone() }.encode(&mut buffer);
     let mut answers: Vec<Answer> = Vec::new();

@@ -9,6 +9,9 @@ use tokio::time::{Instant, timeout_at};
 use crate::membership::{Inbound, Inbox};
 use crate::node::{Node, Stage};
 
+/// The last part of the time for a drain in which nothing is handed over any more: one in so many.
+const HURRY_PART: u32 = 5;
+
 /// Resolves at SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -29,6 +32,21 @@ pub(crate) async fn drain(node: &Node, inbox: &Inbox, longest: Duration) {
     node.reach(Stage::Leaving);
     // Its receiver ends only after it has left.
     let _ = inbox.send(Inbound::Leave).await;
+    let mut stage = node.stage.subscribe();
+    let warm = async {
+        let hurry = end - longest / HURRY_PART;
+        let is_hurried = tokio::select! {
+            _ = stage.wait_for(|stage| *stage == Stage::Draining) => false,
+            () = tokio::time::sleep_until(hurry) => true,
+            // A second one: whoever sends it has no time.
+            _ = asked_to_stop() => true,
+        };
+        if is_hurried {
+            // As above.
+            let _ = inbox.send(Inbound::Hurry).await;
+        }
+    };
+    warm.await;
     let mut stage = node.stage.subscribe();
     if timeout_at(end, stage.wait_for(|stage| *stage == Stage::Draining)).await.is_err() {
         log::warn!("not all shards were given away within {longest:?}; their next owners wait out the lease");

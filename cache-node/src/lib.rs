@@ -21,6 +21,7 @@ mod region;
 mod reply;
 mod shard;
 mod shard_region;
+mod taking;
 
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroU16;
@@ -76,6 +77,7 @@ pub fn run(args: &Args) -> Result<(), NodeError> {
             actix_rt::spawn(announcing.run(Arc::clone(&node), lanes.clone()));
         }
         let (inbox, inbound) = mpsc::channel(INBOX_MAX);
+        node.set_inbox(inbox.clone());
         for fencing in fencing {
             actix_rt::spawn(fencing.run(Arc::clone(&node), lanes.clone(), inbox.clone()));
         }

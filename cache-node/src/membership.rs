@@ -8,14 +8,14 @@ pub(crate) mod links;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::Addr;
 use sharding::budget::Budgeted;
 use sharding::epoch::Epoch;
-use sharding::id::ShardId;
+use sharding::id::{NodeId, ShardId};
 use sharding::map::Member;
-use sharding::membership::{Incarnation, Reply};
+use sharding::membership::{Incarnation, Reply, Transfer};
 use sharding::ownership::{Effect, Identity, Ownership};
 use sharding::proposer::Proposal;
 use sharding::seed::{Output, Seed};
@@ -28,11 +28,14 @@ use crate::fencing::Wanted;
 use crate::loading::spending::Spending;
 use crate::node::{LeasePage, Node, Stage};
 use crate::shard::Resize;
-use crate::shard_region::{Release, Serve, ShardRegion};
+use crate::shard_region::{Release, Serve, ShardRegion, Take};
+use crate::taking::Wish;
 pub(crate) use links::serve;
 
 /// Messages that may wait on their way in, and on their way to one peer. One more is dropped, as on a bad link.
 const QUEUE_MAX: usize = 256;
+/// A shard that nobody has pulled for so long is given away without what is in memory of it.
+const NOT_PULLED_MAX: Duration = Duration::from_secs(5);
 /// What people see of the leases that were granted is at most so old.
 const PAGE_PERIOD: Duration = Duration::from_millis(200);
 /// Most lives that a seed keeps a way to answer for.
@@ -47,6 +50,10 @@ pub(crate) enum Inbound {
     FromNode(Control, mpsc::Sender<Control>),
     /// This node drains.
     Leave,
+    /// There is no time left to hand anything over.
+    Hurry,
+    /// A shard is sealed; since when it was ours.
+    Sealed(ShardId, Epoch),
     /// A database knows a fence of a shard since this epoch, which is above ours.
     Fence(ShardId, Epoch),
 }
@@ -85,6 +92,10 @@ pub(crate) struct Membership {
     n_owned: usize,
     /// Tenures that have begun: the last one's number.
     n_tenures: u64,
+    /// When what is on its way was another last.
+    moved_at: Instant,
+    /// Shards on their way to this node.
+    n_taking: usize,
     /// Shards that have just been acquired, whose fences are to be raised.
     acquired: Vec<Wanted>,
 }
@@ -118,6 +129,8 @@ impl Membership {
             next_page: now.boot,
             n_owned: 0,
             n_tenures: 0,
+            moved_at: Instant::now(),
+            n_taking: 0,
             acquired: Vec::new(),
         }
     }
@@ -144,6 +157,8 @@ impl Membership {
         let now = clock::now();
         match (inbound, &mut self.seed) {
             (Inbound::Leave, _) => self.ownership.handle_leave(now),
+            (Inbound::Hurry, _) => self.hurry(now),
+            (Inbound::Sealed(shard, since), _) => self.ownership.handle_sealed(now, shard, since),
             (Inbound::Fence(shard, since), _) => self.ownership.handle_fence(now, shard, since),
             (Inbound::FromSeed(from, Control::Vote(vote)), Some(seed)) => seed.handle_vote(now, from, vote),
             (Inbound::FromSeed(_, Control::Reply(reply)), _) => self.ownership.handle_reply(now, &reply),
@@ -168,8 +183,20 @@ impl Membership {
         }
     }
 
+    /// What is still to be given goes cold.
+    fn hurry(&mut self, now: Now) {
+        let n_cold = self.ownership.handle_hurry(now);
+        if n_cold > 0 {
+            log::warn!(n_cold; "shards are given away without what is in memory of them");
+            self.node.metrics.handoff.given_up.inc_by(n_cold as u64);
+        }
+    }
+
     /// Does all that is due; gives the next wake-up.
     fn drive(&mut self, now: Now) -> Duration {
+        if self.ownership.n_giving() > 0 && self.moved_at.elapsed().min(self.node.since_pull()) > NOT_PULLED_MAX {
+            self.hurry(now);
+        }
         let mut wake = self.ownership.next_renew();
         if let Some(seed) = &mut self.seed {
             wake = wake.min(seed.poll(now));
@@ -278,6 +305,12 @@ impl Membership {
                 self.node.set_tenure(shard, 0);
                 lane_of(shard).do_send(Release { shard });
             }
+            Effect::Moves { giving, taking } => {
+                self.moved_at = Instant::now();
+                self.n_taking = taking.len();
+                self.node.set_moves(&giving, &taking);
+                self.take_over(taking);
+            }
             Effect::Left => {
                 log::info!("left: nothing is owned any more");
                 if let Some(seed) = &mut self.seed {
@@ -289,13 +322,30 @@ impl Membership {
         }
     }
 
-    /// Memory is split over the shards that are owned.
+    /// Tells each lane what is on its way to it.
+    fn take_over(&self, taking: Vec<Transfer>) {
+        let map = self.ownership.map();
+        let address = |node: &NodeId| {
+            let member = map?.members().iter().find(|member| member.node == *node)?;
+            Some(member.data.clone())
+        };
+        let mut of_lane: Vec<Vec<Wish>> = self.lanes.iter().map(|_| Vec::new()).collect();
+        for transfer in taking {
+            if let Some(address) = address(&transfer.peer) {
+                of_lane[usize::from(transfer.shard.lane(self.node.n_lanes))].push(Wish { transfer, address });
+            }
+        }
+        self.lanes.iter().zip(of_lane).for_each(|(lane, wishes)| lane.do_send(Take(wishes)));
+    }
+
+    /// Memory is split over the shards that are owned, and those that will be.
     fn resize(&mut self) {
-        let n_owned = self.ownership.held().count();
+        let n_held = self.ownership.held().count();
+        self.node.set_owned(n_held);
+        let n_owned = n_held + self.n_taking;
         if n_owned != self.n_owned {
             log::info!(n_owned; "owns another number of shards");
             self.n_owned = n_owned;
-            self.node.set_owned(n_owned);
             self.lanes.iter().for_each(|lane| lane.do_send(Resize { n_owned }));
         }
     }

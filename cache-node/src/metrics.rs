@@ -14,6 +14,9 @@ use crate::shard::entries::EntryGauges;
 /// Seconds from 0.1 ms, doubling, to 13 s.
 const LOAD_BUCKETS: u16 = 18;
 
+/// Seconds from 0.5 ms, in steps of a half more, to 3 s.
+const PAUSE_BUCKETS: u16 = 22;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RegionLabel {
     region: String,
@@ -127,6 +130,7 @@ pub(crate) struct Metrics {
     budget_slots: Family<DatabaseLabel, Gauge>,
     connections_closed: Family<ReasonLabel, Counter>,
     shards: Family<StateLabel, Gauge>,
+    pub(crate) handoff: HandoffMetrics,
     pub(crate) shards_restarted: Counter,
     pub(crate) wrong_lane: Counter,
     pub(crate) connections: Gauge,
@@ -135,6 +139,44 @@ pub(crate) struct Metrics {
     pub(crate) lease_remaining: Gauge<f64, std::sync::atomic::AtomicU64>,
     pub(crate) term: Gauge,
     pub(crate) epoch: Gauge,
+}
+
+/// What is counted of shards that come from other nodes, and go to them.
+#[derive(Debug)]
+pub(crate) struct HandoffMetrics {
+    /// Shards that began with what was in memory of the owner before.
+    pub(crate) warm: Counter,
+    /// Shards that began with nothing, although their owner had given them away.
+    pub(crate) cold: Counter,
+    /// Shards that were given away without what is in memory.
+    pub(crate) given_up: Counter,
+    pub(crate) entries: Counter,
+    /// From the first chunk to the grant.
+    pub(crate) seconds: Histogram,
+    /// For so long nobody served a shard.
+    pub(crate) pause_seconds: Histogram,
+}
+
+impl HandoffMetrics {
+    fn new() -> Self {
+        Self {
+            warm: Counter::default(),
+            cold: Counter::default(),
+            given_up: Counter::default(),
+            entries: Counter::default(),
+            seconds: Histogram::new(exponential_buckets(0.001, 2.0, LOAD_BUCKETS)),
+            pause_seconds: Histogram::new(exponential_buckets(0.0005, 1.5, PAUSE_BUCKETS)),
+        }
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register("handoff_warm", "Shards taken over with their entries", self.warm.clone());
+        registry.register("handoff_cold", "Shards given to this node without their entries", self.cold.clone());
+        registry.register("handoff_given_up", "Shards given away without their entries", self.given_up.clone());
+        registry.register("handoff_entries", "Entries taken over", self.entries.clone());
+        registry.register("handoff_seconds", "From the first chunk of a shard to its grant", self.seconds.clone());
+        registry.register("handoff_pause_seconds", "For so long nobody served it", self.pause_seconds.clone());
+    }
 }
 
 /// What is counted of one region.
@@ -250,6 +292,7 @@ impl Metrics {
             budget_slots: Family::default(),
             connections_closed: Family::default(),
             shards: Family::default(),
+            handoff: HandoffMetrics::new(),
             shards_restarted: Counter::default(),
             wrong_lane: Counter::default(),
             connections: Gauge::default(),
@@ -296,6 +339,7 @@ impl Metrics {
             "Connections to owners that a router cannot reach",
             metrics.owner_connections.clone(),
         );
+        metrics.handoff.register(registry);
         registry.register("shards", "Shards by state", metrics.shards.clone());
         registry.register(
             "shards_restarted",

@@ -1,8 +1,9 @@
 //! What all threads of a node share: who it is, what it serves, and whether it is ready.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -13,7 +14,7 @@ use sharding::epoch::Epoch;
 use sharding::fence::Numbers;
 use sharding::id::{NShards, NodeId, ShardId};
 use sharding::map::ShardMap;
-use sharding::membership::Incarnation;
+use sharding::membership::{Incarnation, Transfer};
 use sharding::times::Lease;
 use sharding::wire::AnswerBody;
 use tokio::sync::{Semaphore, watch};
@@ -24,11 +25,14 @@ use crate::config::{Args, CacheConfig};
 use crate::fencing::{FenceRequests, Fencing, Wanted};
 use crate::lease::HeldLease;
 use crate::loading::spending::Spending;
-use crate::membership::Place;
+use crate::membership::{Inbound, Inbox, Place};
 use crate::metrics::Metrics;
 use crate::region::{self, Ledger, LedgerPage, Region, Started};
 use crate::reply::Reply;
 use crate::shard::Work;
+
+/// Shards that were taken over, as far as people are told.
+const MOVES_SHOWN_MAX: usize = 64;
 
 /// A node's shared state. The shell's parts hold it by `Arc`; only the map and the drain change after the start.
 #[derive(Debug)]
@@ -75,6 +79,18 @@ pub(crate) struct Node {
     /// For each shard the tenure under which it is served; 0: not at all. Always set before the lease that goes with it: a
     /// lane may hear of both later than a request, and must not serve what it no longer has under a lease that is new.
     tenures: Box<[AtomicU64]>,
+    /// For each shard the tenure under which it is to be given away; 0: it is not.
+    giving: Box<[AtomicU64]>,
+    /// For each shard whether it is to be taken over.
+    taking: Box<[AtomicBool]>,
+    /// When the next owner of a shard has asked for something last, in milliseconds since the start.
+    pulled_at: AtomicU64,
+    /// Bytes a second that are taken over by one lane.
+    handoff_rate: u64,
+    /// Where the membership is told of what happens to shards.
+    inbox: OnceLock<Inbox>,
+    /// Shards that were taken over lately, the newest last.
+    moves: Mutex<VecDeque<MovePage>>,
     n_owned: AtomicUsize,
     /// On a seed: whether its vote counts. Elsewhere always.
     votes: AtomicBool,
@@ -141,6 +157,12 @@ impl Node {
             fence_numbers: Mutex::new(Numbers::new(fastrand::u32(..))),
             writing_bytes: Arc::new(Semaphore::new(args.writing_bytes_max)),
             tenures: config.n_shards.shards().map(|_| AtomicU64::new(0)).collect(),
+            giving: config.n_shards.shards().map(|_| AtomicU64::new(0)).collect(),
+            taking: config.n_shards.shards().map(|_| AtomicBool::new(false)).collect(),
+            pulled_at: AtomicU64::new(0),
+            handoff_rate: args.handoff_bytes_per_second,
+            inbox: OnceLock::new(),
+            moves: Mutex::default(),
             n_owned: AtomicUsize::new(0),
             votes: AtomicBool::new(place.ordinal.is_none()),
             coordinates: AtomicBool::new(false),
@@ -207,6 +229,65 @@ impl Node {
     /// Whether this is still the tenure of a shard.
     pub(crate) fn is_of(&self, shard: ShardId, tenure: u64) -> bool {
         self.tenures[shard.index()].load(Ordering::Acquire) == tenure
+    }
+
+    /// Requires: called once, by the node's start.
+    pub(crate) fn set_inbox(&self, inbox: Inbox) {
+        self.inbox.set(inbox).expect("the inbox is told once");
+    }
+
+    /// A shard is sealed. Its membership hears of it, however much it has to do.
+    pub(crate) fn tell_sealed(&self, shard: ShardId, since: Epoch) {
+        let Some(inbox) = self.inbox.get().cloned() else { return };
+        actix_rt::spawn(async move {
+            // It ends only with the node.
+            let _ = inbox.send(Inbound::Sealed(shard, since)).await;
+        });
+    }
+
+    /// Which shards are to be given away, and which are to be taken over.
+    pub(crate) fn set_moves(&self, giving: &[Transfer], taking: &[Transfer]) {
+        let given: BTreeSet<ShardId> = giving.iter().map(|transfer| transfer.shard).collect();
+        let taken: BTreeSet<ShardId> = taking.iter().map(|transfer| transfer.shard).collect();
+        for shard in self.n_shards.shards() {
+            let tenure = if given.contains(&shard) { self.tenures[shard.index()].load(Ordering::Acquire) } else { 0 };
+            self.giving[shard.index()].store(tenure, Ordering::Release);
+            self.taking[shard.index()].store(taken.contains(&shard), Ordering::Release);
+        }
+    }
+
+    /// Whether a shard is to be given away under this tenure.
+    pub(crate) fn is_giving(&self, shard: ShardId, tenure: u64) -> bool {
+        self.giving[shard.index()].load(Ordering::Acquire) == tenure
+    }
+
+    pub(crate) fn is_taking(&self, shard: ShardId) -> bool {
+        self.taking[shard.index()].load(Ordering::Acquire)
+    }
+
+    /// The next owner of a shard has asked for something.
+    pub(crate) fn note_pull(&self) {
+        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.pulled_at.store(millis, Ordering::Relaxed);
+    }
+
+    /// For how long nobody has.
+    pub(crate) fn since_pull(&self) -> Duration {
+        self.started.elapsed().saturating_sub(Duration::from_millis(self.pulled_at.load(Ordering::Relaxed)))
+    }
+
+    /// How long a lane pauses after it has taken over so many bytes.
+    pub(crate) fn pace(&self, bytes: usize) -> Duration {
+        Duration::from_secs(1).mul_f64(bytes as f64 / self.handoff_rate as f64)
+    }
+
+    /// Tells people of a shard that was taken over.
+    pub(crate) fn note_move(&self, page: MovePage) {
+        let mut moves = self.moves.lock().expect("nothing panics while it holds the lock");
+        if moves.len() >= MOVES_SHOWN_MAX {
+            moves.pop_front();
+        }
+        moves.push_back(page);
     }
 
     /// How many databases are written to.
@@ -330,6 +411,7 @@ impl Node {
             uptime_seconds: self.started.elapsed().as_secs(),
             regions: regions.collect(),
             databases: self.ledgers.iter().map(Ledger::page).collect(),
+            moves: self.moves.lock().expect("nothing panics while it holds the lock").iter().cloned().collect(),
         }
     }
 }
@@ -354,6 +436,22 @@ pub(crate) struct NodePage {
     regions: Vec<RegionPage>,
     /// What was spent on each, and why.
     databases: Vec<LedgerPage>,
+    /// Shards that it has taken over, the newest last.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    moves: Vec<MovePage>,
+}
+
+/// A shard that was taken over from another node.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct MovePage {
+    pub(crate) shard: ShardId,
+    pub(crate) from: NodeId,
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+    /// From the first chunk to the grant.
+    pub(crate) duration_ms: u64,
+    /// For so long nobody served it.
+    pub(crate) pause_us: u64,
 }
 
 /// A lease that the coordinator has granted.

@@ -34,9 +34,8 @@ pub(crate) struct PassThrough {
 }
 
 impl PassThrough {
-    pub(crate) fn new(node: Arc<Node>) -> Self {
-        let owners = Upstream::new(Arc::clone(&node.names), node.in_flight_max, node.metrics.owner_connections.clone());
-        Self { node, owners: Rc::new(owners), flights: RefCell::new(Flights::new()) }
+    pub(crate) fn new(node: Arc<Node>, owners: Rc<Upstream>) -> Self {
+        Self { node, owners, flights: RefCell::new(Flights::new()) }
     }
 
     /// Answers a request: with a read of its key that is under way, or one of its own.

@@ -7,14 +7,16 @@
 pub(crate) mod entries;
 mod explain;
 pub(crate) mod freshness;
+mod handing;
 pub(crate) mod trust;
 mod writing;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, Message};
+use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use bytes::Bytes;
+use sharding::epoch::Epoch;
 use sharding::flight::{FlightId, FlightKey};
 use sharding::id::ShardId;
 use sharding::keys::{Effect, Keys, Rules};
@@ -26,11 +28,11 @@ use crate::fencing::Wanted;
 use crate::loading::{LoadError, Loaded};
 use crate::metrics::LoadReason;
 use crate::node::Node;
-use crate::region::Region;
 use crate::reply::Reply;
 use crate::shard_region::{FenceSays, Notice, Serve, ShardDied, ShardRegion};
 use entries::{Entries, Entry};
 use freshness::Age;
+use handing::{Handing, Parked, Seal};
 use writing::Writer;
 pub(crate) use writing::{WriteEnded, Writing};
 
@@ -63,6 +65,15 @@ pub(crate) enum Op {
     InvalidatePrefix,
     /// Write or remove it.
     Write(Box<Writing>),
+    /// Hand over a part of what is in memory of the shard.
+    Pull {
+        since: Epoch,
+        cursor: u32,
+    },
+    /// Serve the shard no more, and hand over the rest.
+    Seal {
+        since: Epoch,
+    },
 }
 
 /// One request for this shard.
@@ -76,6 +87,13 @@ pub(crate) struct Work {
     /// So long whoever asked waits.
     pub(crate) deadline: Duration,
     pub(crate) reply: Reply,
+}
+
+impl Work {
+    /// About a shard as a whole.
+    pub(crate) fn of_shard(op: Op, shard: ShardId, reply: Reply) -> Self {
+        Self { op, shard, region: 0, key: Bytes::new(), deadline: Duration::ZERO, reply }
+    }
 }
 
 /// Who waits for a load, and until when it can be told something.
@@ -157,14 +175,17 @@ pub(crate) struct Shard {
     is_looking: bool,
     /// It is released, and waits for the outcome of its writes.
     is_stopping: bool,
+    /// While it is handed over.
+    handing: Option<Handing>,
+    seal: Seal,
+    /// Requests that wait for the next owner.
+    parked: Vec<Parked>,
     supervisor: Addr<ShardRegion>,
 }
 
 impl Shard {
-    /// An empty shard of a node that owns `n_owned` of them.
-    pub(crate) fn new(serve: Serve, node: Arc<Node>, n_owned: usize, supervisor: Addr<ShardRegion>) -> Self {
-        let part = |region: &Region| Entries::new(region.shard_bytes(n_owned), region.metrics.entries.clone());
-        let entries: Vec<Entries> = node.regions.iter().map(part).collect();
+    /// A shard that begins with these entries, one table for each region.
+    pub(crate) fn new(serve: Serve, node: Arc<Node>, entries: Vec<Entries>, supervisor: Addr<ShardRegion>) -> Self {
         let refreshes_from = vec![Instant::now(); entries.len()];
         let fence_of = node.regions.iter().map(|region| region.fence).collect();
         let keys = Keys::new(Rules::ALL, fence_of, node.n_fences(), serve.n);
@@ -179,6 +200,9 @@ impl Shard {
             trusted,
             is_looking: false,
             is_stopping: false,
+            handing: None,
+            seal: Seal::Open,
+            parked: Vec::new(),
             supervisor,
         }
     }
@@ -203,7 +227,9 @@ impl Shard {
     fn serve(&mut self, key: &FlightKey, waiter: Waiter, now: Instant) -> Option<Waiter> {
         let region = &self.node.regions[key.0];
         let entry = self.entries[key.0].get(&key.1, now);
-        let Some(entry) = entry.filter(|entry| region.trust.holds(entry.lifetime.sent)) else { return Some(waiter) };
+        let Some(entry) = entry.filter(|entry| region.trust.holds(entry.lifetime.trusted_at)) else {
+            return Some(waiter);
+        };
         let is_fresh = entry.lifetime.age(now) == Age::Fresh;
         let (served, counter) =
             if is_fresh { (Served::Hit, &region.metrics.hit) } else { (Served::Stale, &region.metrics.stale) };
@@ -227,7 +253,7 @@ impl Shard {
     /// Why a key that cannot be served from memory has to be loaded.
     fn reason(&mut self, region: usize, key: &[u8], now: Instant) -> LoadReason {
         match self.entries[region].peek(key) {
-            Some(entry) if !self.node.regions[region].trust.holds(entry.lifetime.sent) => {
+            Some(entry) if !self.node.regions[region].trust.holds(entry.lifetime.trusted_at) => {
                 return LoadReason::Invalidated;
             }
             Some(Entry { content: None, .. }) => return LoadReason::Absent,
@@ -255,6 +281,7 @@ impl Shard {
                 Effect::Write { key, write, n, writer } => self.begin_write(key, write, n, writer, &me),
                 Effect::Resume { key, readers } => self.resume(&key, readers, now),
                 Effect::Forget { key } => {
+                    self.note_change(key.0, &key.1);
                     self.entries[key.0].remove(&key.1);
                 }
                 Effect::Raise { fence, n } => {
@@ -263,9 +290,9 @@ impl Shard {
                 }
             }
         }
-        if self.is_stopping && self.keys.n_writing() == 0 {
-            ctx.stop();
-        } else if !self.is_looking && self.keys.has_waiting() {
+        self.seal_if_quiet(now);
+        self.end_if_done(ctx);
+        if !self.is_looking && (self.keys.has_waiting() || !self.parked.is_empty()) {
             self.is_looking = true;
             ctx.run_later(LEAVE_PERIOD, Self::look);
         }
@@ -295,6 +322,7 @@ impl Shard {
             waiter.reply.send(AnswerBody::Failed(failure));
         }
         left.writers.into_iter().for_each(|(_, writer)| writer.fail(writing::not_begun()));
+        self.unpark(Some(now));
         self.perform(ctx);
     }
 
@@ -336,14 +364,16 @@ impl Shard {
         let Landed { flight, reason, id, result } = landed;
         // A load that was given up meanwhile may not be stored: something newer may be there.
         let Some((waiters, may_be_kept)) = self.keys.handle_landed(&flight, id) else { return };
-        let (region, metrics) = (&self.node.regions[flight.0], &self.node.regions[flight.0].metrics);
+        let node = Arc::clone(&self.node);
+        let (region, metrics) = (&node.regions[flight.0], &node.regions[flight.0].metrics);
         match result {
             Ok(loaded) => {
                 let lifetime = region.freshness.lifetime(loaded.sent, loaded.content.is_none(), fastrand::f64());
                 let entry = Entry { content: loaded.content, reason, lifetime };
                 // What a deposed owner has loaded, or one who was told meanwhile that it is old, was true when it was asked
                 // for, and answers who waited; but it is not kept.
-                let owns = self.owns() && may_be_kept && region.trust.holds(loaded.sent);
+                let owns = self.owns() && self.is_open() && may_be_kept && region.trust.holds(loaded.sent);
+                self.note_change(flight.0, &flight.1);
                 let kept = owns && self.entries[flight.0].insert(Box::from(&flight.1[..]), entry.clone()).is_ok();
                 if owns && !kept {
                     metrics.not_kept.inc();
@@ -371,6 +401,7 @@ impl Shard {
     /// Forgets one key. Gives how many entries that were.
     fn forget(&mut self, region: usize, key: &[u8]) -> usize {
         self.keys.handle_change(|(other, changed)| other == region && changed == key);
+        self.note_change(region, &Bytes::copy_from_slice(key));
         self.entries[region].remove(key)
     }
 
@@ -380,6 +411,7 @@ impl Shard {
         let entries = match is_prefix {
             true => {
                 self.keys.handle_change(|(other, changed)| other == region && changed.starts_with(key));
+                self.note_changes(region, &key.clone());
                 self.entries[region].remove_prefix(key)
             }
             false => self.forget(region, key),
@@ -445,6 +477,12 @@ impl Handler<Batch> for Shard {
         for mut work in batch {
             match std::mem::replace(&mut work.op, Op::Get) {
                 _ if !owns => self.node.misdirect(work),
+                op if !self.is_open() => {
+                    work.op = op;
+                    self.park(work, now);
+                }
+                Op::Pull { since, cursor } => self.pull(work, since, cursor, now),
+                Op::Seal { since } => self.want_seal(work, since),
                 Op::Get | Op::PassThrough => self.get(work, now),
                 Op::Invalidate => self.invalidate(work, false),
                 Op::InvalidatePrefix => self.invalidate(work, true),
@@ -545,14 +583,8 @@ impl Handler<Stop> for Shard {
     /// Who waits is sent to whoever owns the shard now; writes that were begun are still answered.
     fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
         self.is_stopping = true;
-        let waiting = self.keys.take_waiting(|_| true, |_| true);
-        let shard = self.serve.shard;
-        for (region, waiter) in waiting.readers {
-            self.node.misdirect_reply(region, shard, waiter.reply);
-        }
-        for (region, writer) in waiting.writers {
-            self.node.misdirect_reply(region, shard, writer.into_reply());
-        }
+        self.send_on();
+        self.unpark(None);
         self.perform(ctx);
     }
 }

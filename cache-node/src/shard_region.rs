@@ -3,7 +3,7 @@
 //! The [`ShardRegion`] actor starts, restarts and stops the lane's shards; [`Lane`] is its table of them, which the
 //! lane's connections read without asking anybody.
 
-use std::cell::{OnceCell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +15,16 @@ use sharding::id::ShardId;
 use sharding::membership::After;
 use sharding::wire::{Failure, FrameReader};
 use tokio::sync::OwnedSemaphorePermit;
+use transport::upstream::Upstream;
 
 use crate::data;
 use crate::fencing::Wanted;
 use crate::node::Node;
 use crate::pass_through::PassThrough;
+use crate::region::Region;
+use crate::shard::entries::Entries;
 use crate::shard::{Batch, Op, Resize, Shard, Stop, Sweep, Work};
+use crate::taking::{Taking, Wish};
 
 /// Every shard is swept once in this time.
 const SWEEP_PERIOD: Duration = Duration::from_secs(30);
@@ -33,14 +37,26 @@ pub(crate) struct Lane {
     pub(crate) node: Arc<Node>,
     shards: RefCell<Vec<Option<Addr<Shard>>>>,
     pass_through: Rc<PassThrough>,
+    /// Connections to other nodes.
+    pub(crate) upstream: Rc<Upstream>,
+    pub(crate) taking: Taking,
+    /// What the lane's own shards and those to come share of the node's memory with the others.
+    n_owned: Cell<usize>,
     /// All lanes of the node in order, this one included.
     lanes: OnceCell<Vec<Addr<ShardRegion>>>,
 }
 
 impl Lane {
+    /// Room for the entries of one more shard.
+    pub(crate) fn empty_entries(&self) -> Vec<Entries> {
+        let n_owned = self.n_owned.get();
+        let part = |region: &Region| Entries::new(region.shard_bytes(n_owned), region.metrics.entries.clone());
+        self.node.regions.iter().map(part).collect()
+    }
+
     /// Gives every request to its shard: in one message for each shard, on this thread. What belongs to another lane
     /// crosses to it; what this node does not own is answered "misdirected".
-    pub(crate) fn dispatch(&self, mut works: Vec<Work>) {
+    pub(crate) fn dispatch(self: &Rc<Self>, mut works: Vec<Work>) {
         works.sort_by_key(|work| work.shard);
         while let Some(shard) = works.last().map(|work| work.shard) {
             let of_shard = works.split_off(works.partition_point(|work| work.shard < shard));
@@ -53,7 +69,7 @@ impl Lane {
         self.shards.borrow().get(shard.index()).is_some_and(Option::is_some) && self.node.holds_lease()
     }
 
-    fn dispatch_to(&self, shard: ShardId, mut works: Vec<Work>) {
+    fn dispatch_to(self: &Rc<Self>, shard: ShardId, mut works: Vec<Work>) {
         let lane = shard.lane(self.node.n_lanes);
         if lane != self.number {
             if let Some(lanes) = self.lanes.get() {
@@ -61,6 +77,9 @@ impl Lane {
                 lanes[usize::from(lane)].do_send(WrongLane(works));
             }
             return;
+        }
+        if self.node.is_taking(shard) && !self.owns(shard) {
+            works = works.into_iter().filter_map(|work| self.taking.park(self, work)).collect();
         }
         if works.iter().any(|work| matches!(work.op, Op::PassThrough)) && !self.owns(shard) {
             for work in std::mem::take(&mut works) {
@@ -83,7 +102,6 @@ pub(crate) struct ShardRegion {
     lane: Rc<Lane>,
     /// For each shard that is served here, under which tenure.
     serves: Vec<Option<Serve>>,
-    n_owned: usize,
     /// Where the sweep goes on.
     next_swept: usize,
 }
@@ -101,6 +119,11 @@ pub(crate) struct Serve {
     /// The number that its fences are being raised to.
     pub(crate) n: u64,
 }
+
+/// These shards are to be taken over, and no others.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Take(pub(crate) Vec<Wish>);
 
 /// What became of the fence of a shard in one database.
 #[derive(Debug, Message)]
@@ -163,14 +186,28 @@ pub(crate) struct Connect {
 impl ShardRegion {
     /// The lane of this number, with no shards. Requires: called on the lane's thread.
     pub(crate) fn new(number: u16, node: Arc<Node>) -> Self {
-        let pass_through = Rc::new(PassThrough::new(Arc::clone(&node)));
-        let lane = Lane { number, node, shards: RefCell::default(), pass_through, lanes: OnceCell::new() };
-        Self { lane: Rc::new(lane), serves: Vec::new(), n_owned: 0, next_swept: 0 }
+        let upstream =
+            Upstream::new(Arc::clone(&node.names), node.in_flight_max, node.metrics.owner_connections.clone());
+        let upstream = Rc::new(upstream);
+        let pass_through = Rc::new(PassThrough::new(Arc::clone(&node), Rc::clone(&upstream)));
+        let lane = Lane {
+            number,
+            node,
+            shards: RefCell::default(),
+            pass_through,
+            upstream,
+            taking: Taking::default(),
+            n_owned: Cell::new(1),
+            lanes: OnceCell::new(),
+        };
+        Self { lane: Rc::new(lane), serves: Vec::new(), next_swept: 0 }
     }
 
-    fn start_shard(&self, serve: Serve, me: Addr<Self>) {
+    /// With nothing in memory, but for what it is given.
+    fn start_shard(&self, serve: Serve, warm: Option<Vec<Entries>>, me: Addr<Self>) {
         let (node, shard) = (Arc::clone(&self.lane.node), serve.shard);
-        let address = Shard::new(serve, node, self.n_owned, me).start();
+        let entries = warm.unwrap_or_else(|| self.lane.empty_entries());
+        let address = Shard::new(serve, node, entries, me).start();
         let mut shards = self.lane.shards.borrow_mut();
         if shards.len() <= shard.index() {
             shards.resize(shard.index() + 1, None);
@@ -210,7 +247,7 @@ impl Handler<Resize> for ShardRegion {
     type Result = ();
 
     fn handle(&mut self, resize: Resize, _: &mut Context<Self>) {
-        self.n_owned = resize.n_owned;
+        self.lane.n_owned.set(resize.n_owned);
         for shard in self.lane.shards.borrow().iter().flatten() {
             shard.do_send(resize);
         }
@@ -222,7 +259,13 @@ impl Handler<Serve> for ShardRegion {
 
     fn handle(&mut self, serve: Serve, ctx: &mut Context<Self>) {
         let shard = serve.shard;
-        self.start_shard(serve, ctx.address());
+        let (warm, parked) = self.lane.taking.take(&self.lane, shard, serve.after);
+        // What was in memory of the owner before is in memory here: nothing was lost.
+        let after = if warm.is_some() { After::Nobody } else { serve.after };
+        self.start_shard(Serve { after, ..serve }, warm, ctx.address());
+        if !parked.is_empty() {
+            self.lane.dispatch(parked);
+        }
         if self.serves.len() <= shard.index() {
             self.serves.resize(shard.index() + 1, None);
         }
@@ -237,7 +280,17 @@ impl Handler<Notice> for ShardRegion {
     fn handle(&mut self, notice: Notice, _: &mut Context<Self>) {
         if let Some(Some(shard)) = self.lane.shards.borrow().get(notice.shard.index()) {
             shard.do_send(notice);
+        } else {
+            self.lane.taking.handle_notice(notice.shard, &(notice.region, notice.key));
         }
+    }
+}
+
+impl Handler<Take> for ShardRegion {
+    type Result = ();
+
+    fn handle(&mut self, Take(wishes): Take, _: &mut Context<Self>) {
+        self.lane.taking.handle_wishes(&self.lane, wishes);
     }
 }
 
@@ -280,7 +333,7 @@ impl Handler<ShardDied> for ShardRegion {
         let node = &self.lane.node;
         let served = Serve { after: After::Crash, n: node.next_fence_number(), ..served };
         self.serves[shard.index()] = Some(served);
-        self.start_shard(served, ctx.address());
+        self.start_shard(served, None, ctx.address());
         let Serve { tenure, since, n, .. } = served;
         node.raise_everywhere(&[Wanted { shard, tenure, since, n }]);
     }

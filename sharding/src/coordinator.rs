@@ -12,7 +12,7 @@ use crate::budget::{BudgetShare, Budgeted, Lending};
 use crate::epoch::{Epoch, Term};
 use crate::id::{NShards, NodeId, ShardId};
 use crate::map::{Member, ShardMap};
-use crate::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure};
+use crate::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
 use crate::times::{Now, Times};
 
 /// Most lives that it remembers to have greeted and that have not quoted it yet.
@@ -25,8 +25,10 @@ enum Seat {
     Free { after: After },
     /// Granted, or to be granted with the next answer.
     Owned { by: Incarnation, since: Epoch, after: After },
-    /// To be given up by its owner: left out of its grants from this request on (`None`: it has not asked since).
-    Moving { by: Incarnation, since: Epoch, after: After, asked: Option<u64> },
+    /// To be given up by its owner: to `to`, when that one has taken over what is in memory; or, where there is nobody, by
+    /// leaving it out of its grants. Its owner was told so with the grant that answers request `asked` (`None`: it has not
+    /// asked since).
+    Moving { by: Incarnation, since: Epoch, after: After, to: Option<Incarnation>, asked: Option<u64> },
 }
 
 impl Seat {
@@ -80,6 +82,8 @@ pub struct Coordinator {
     lendings: Vec<Lending>,
     /// Something has happened since the last plan that may call for another.
     needs_plan: bool,
+    /// Those for whom there is something new.
+    wakes: BTreeSet<Incarnation>,
 }
 
 /// A coordinator has met a term that is not below its own: it must acquire a higher one before it grants anything.
@@ -111,7 +115,13 @@ impl Coordinator {
             map: Arc::new(map),
             lendings: budgeted.iter().map(|budgeted| Lending::new(now, &times, budgeted.clone())).collect(),
             needs_plan: true,
+            wakes: BTreeSet::new(),
         }
+    }
+
+    /// Somebody who is to ask at once, until there is nobody.
+    pub fn poll_wake(&mut self) -> Option<Incarnation> {
+        self.wakes.pop_first()
     }
 
     /// Its term.
@@ -249,6 +259,14 @@ impl Coordinator {
                 has_adopted = true;
             }
         }
+        for &(shard, since) in &renew.sealed {
+            if let Some(seat @ Seat::Free { .. }) = self.seats.get_mut(shard.index())
+                && now.boot < self.adopts_until
+            {
+                *seat = Seat::Free { after: After::Sealed(since) };
+                has_adopted = true;
+            }
+        }
         if has_adopted {
             // It is not the first term: what nobody reports was somebody's who is gone.
             for seat in self.seats.iter_mut().filter(|seat| **seat == Seat::Free { after: After::Nobody }) {
@@ -259,11 +277,38 @@ impl Coordinator {
         true
     }
 
-    /// Frees what a node has stopped to serve after it was left out of a grant that the node has acted on.
+    /// Frees what a node has given up: what it has sealed, and what it has stopped to serve after it was left out of a grant
+    /// that the node has acted on.
     fn release(&mut self, renew: &Renew) {
+        let next = Epoch { term: self.term, seq: self.seq + 1 };
+        let mut has_given = false;
+        for &(shard, since) in &renew.sealed {
+            let Some(seat) = self.seats.get_mut(shard.index()) else { continue };
+            if seat.owner() != Some((renew.incarnation, since)) {
+                continue;
+            }
+            let after = After::Sealed(since);
+            let to = match *seat {
+                Seat::Moving { to, .. } => to,
+                Seat::Owned { .. } | Seat::Free { .. } => None,
+            };
+            let may_own =
+                |to: &Incarnation| self.owners.get(to).is_some_and(|owner| !owner.is_leaving && !owner.is_superseded);
+            *seat = match to.filter(may_own) {
+                Some(by) => {
+                    self.wakes.insert(by);
+                    Seat::Owned { by, since: next, after }
+                }
+                None => Seat::Free { after },
+            };
+            has_given = true;
+        }
+        if has_given {
+            self.change();
+        }
         let held: BTreeSet<ShardId> = renew.held.iter().map(|tenure| tenure.shard).collect();
         for (shard, seat) in (0..).map(ShardId).zip(&mut self.seats) {
-            if let Seat::Moving { by, asked: Some(asked), .. } = *seat
+            if let Seat::Moving { by, to: None, asked: Some(asked), .. } = *seat
                 && by == renew.incarnation
                 && asked <= renew.granted
                 && !held.contains(&shard)
@@ -289,8 +334,15 @@ impl Coordinator {
             lending.handle_gone(now, &self.times, incarnation, bound);
         }
         for seat in &mut self.seats {
-            if seat.owner().is_some_and(|(by, _)| by == incarnation) {
-                *seat = Seat::Free { after: After::Crash };
+            match *seat {
+                _ if seat.owner().is_some_and(|(by, _)| by == incarnation) => {
+                    *seat = Seat::Free { after: After::Crash };
+                }
+                // Whoever has it keeps it, unless it has sealed it already: then it says so.
+                Seat::Moving { by, since, after, to: Some(to), .. } if to == incarnation => {
+                    *seat = Seat::Owned { by, since, after };
+                }
+                _ => {}
             }
         }
         self.change();
@@ -326,11 +378,15 @@ impl Coordinator {
             let wanted = table.get(at).map(|&target| targets[target].0);
             let after = match (*seat, wanted) {
                 (Seat::Free { after }, Some(by)) => Seat::Owned { by, since: next, after },
-                (Seat::Owned { by, since, after }, wanted) if wanted != Some(by) => {
-                    Seat::Moving { by, since, after, asked: None }
+                (Seat::Owned { by, since, after }, to) if to != Some(by) => {
+                    self.wakes.insert(by);
+                    Seat::Moving { by, since, after, to, asked: None }
                 }
                 (Seat::Moving { by, since, after, .. }, Some(wanted)) if wanted == by => {
                     Seat::Owned { by, since, after }
+                }
+                (Seat::Moving { by, since, after, to, .. }, wanted) if wanted != to => {
+                    Seat::Moving { by, since, after, to: wanted, asked: None }
                 }
                 (seat, _) => seat,
             };
@@ -359,13 +415,26 @@ impl Coordinator {
 
     fn answer(&mut self, now: Now, renew: &Renew) -> Reply {
         let (incarnation, request) = (renew.incarnation, renew.request);
-        let mut shards = Vec::new();
+        let (mut shards, mut giving, mut taking) = (Vec::new(), Vec::new(), Vec::new());
+        let node = |life: &Incarnation| self.owners.get(life).map(|owner| owner.member.node.clone());
         for (shard, seat) in (0..).map(ShardId).zip(&mut self.seats) {
             match seat {
                 Seat::Owned { by, since, after } if *by == incarnation => {
                     shards.push(Tenure { shard, since: *since, after: *after });
                 }
-                Seat::Moving { by, asked: asked @ None, .. } if *by == incarnation => *asked = Some(request),
+                Seat::Moving { by, since, after, to, asked } if *by == incarnation => {
+                    if asked.is_none() {
+                        *asked = Some(request);
+                        self.wakes.extend(*to);
+                    }
+                    if let Some(peer) = to.as_ref().and_then(node) {
+                        shards.push(Tenure { shard, since: *since, after: *after });
+                        giving.push(Transfer { shard, since: *since, peer });
+                    }
+                }
+                Seat::Moving { by, since, to: Some(to), asked: Some(_), .. } if *to == incarnation => {
+                    taking.extend(node(by).map(|peer| Transfer { shard, since: *since, peer }));
+                }
                 _ => {}
             }
         }
@@ -387,7 +456,7 @@ impl Coordinator {
             Some(BudgetShare { database: lending.database().clone(), slots })
         };
         let shares = self.lendings.iter_mut().filter_map(share).collect();
-        Reply::Grant(Grant { incarnation, request, epoch, shards, shares, map })
+        Reply::Grant(Grant { incarnation, request, epoch, shards, giving, taking, shares, map })
     }
 
     /// Does what time brings, and gives the next wake-up.

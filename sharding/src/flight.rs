@@ -109,6 +109,12 @@ impl<W> Flights<W> {
         flight.map(|flight| flight.waiters.extract_if(.., |waiter| leaves(waiter)).collect()).unwrap_or_default()
     }
 
+    /// Whether none is in the air, cut ones included.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_key.is_empty() && self.cut.is_empty()
+    }
+
     /// Whether there is a flight of this key that may be joined.
     #[must_use]
     pub fn is_in_the_air(&self, key: &FlightKey) -> bool {

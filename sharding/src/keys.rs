@@ -182,6 +182,12 @@ impl<R, W> Keys<R, W> {
         self.held.get(key).is_some_and(|held| held.write.is_some())
     }
 
+    /// Whether anything is being loaded.
+    #[must_use]
+    pub fn is_loading_any(&self) -> bool {
+        !self.flights.is_empty()
+    }
+
     /// Writes in the air.
     #[must_use]
     pub fn n_writing(&self) -> usize {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::budget::{BudgetShare, BudgetUse};
 use crate::epoch::{Epoch, Term};
-use crate::id::ShardId;
+use crate::id::{NodeId, ShardId};
 use crate::map::{Member, ShardMap};
 
 /// One life of a node: a random number, drawn at its start.
@@ -27,6 +27,8 @@ pub enum After {
     Nobody,
     /// An owner's that gave it away.
     Move,
+    /// An owner's since this epoch, that has sealed it: what was taken over from it then is true.
+    Sealed(Epoch),
     /// An owner's that is gone.
     Crash,
 }
@@ -40,6 +42,17 @@ pub struct Tenure {
     pub since: Epoch,
     /// Whose it was before that.
     pub after: After,
+}
+
+/// A shard on its way from its owner to the next one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// The shard.
+    pub shard: ShardId,
+    /// Since when it belongs to the one that gives it.
+    pub since: Epoch,
+    /// The other one.
+    pub peer: NodeId,
 }
 
 /// A node asks for its lease: every period, and at once when something changed. It goes to every seed.
@@ -64,6 +77,8 @@ pub struct Renew {
     pub greeting: Option<Greeting>,
     /// What it serves at this moment, under a lease that holds.
     pub held: Vec<Tenure>,
+    /// What it has given up for good, and since when it had it: until a grant shows that this was heard.
+    pub sealed: Vec<(ShardId, Epoch)>,
     /// What it holds of the budgets; no database twice.
     pub budgets: Vec<BudgetUse>,
     /// It drains: it wants to own nothing any more.
@@ -82,6 +97,11 @@ pub enum Reply {
     },
     /// The lease.
     Grant(Grant),
+    /// There is something new for it: it is to ask at once.
+    Wake {
+        /// For whom.
+        incarnation: Incarnation,
+    },
     /// A node that was leaving owns nothing any more and may go.
     Goodbye {
         /// For whom.
@@ -100,6 +120,10 @@ pub struct Grant {
     pub epoch: Epoch,
     /// All that the node may serve. What is not here it serves no more.
     pub shards: Vec<Tenure>,
+    /// Those among them that it is to give to others, once they have what is in memory.
+    pub giving: Vec<Transfer>,
+    /// Shards of others that it is to take over.
+    pub taking: Vec<Transfer>,
     /// Its parts of the budgets; of a database that is not here it has none.
     pub shares: Vec<BudgetShare>,
     /// The map, when the node has none so new, and it is worth having.

@@ -11,7 +11,7 @@ use crate::budget::{BudgetShare, BudgetUse};
 use crate::epoch::{Epoch, Term};
 use crate::id::{NShards, ShardId};
 use crate::map::{Member, ShardMap};
-use crate::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure};
+use crate::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
 use crate::times::{Lease, Now, Times};
 
 /// What the shell has to do, in the order given.
@@ -37,6 +37,13 @@ pub enum Effect {
         /// The shard.
         shard: ShardId,
     },
+    /// These are on their way from here, and to here; no others.
+    Moves {
+        /// To be sealed, each when its next owner has what is in memory; [`Ownership::handle_sealed`] is told.
+        giving: Vec<Transfer>,
+        /// To be taken over.
+        taking: Vec<Transfer>,
+    },
     /// Nothing is owned any more, as was asked with [`Ownership::handle_leave`].
     Left,
 }
@@ -52,6 +59,15 @@ pub struct Identity {
     pub identity: String,
 }
 
+/// A shard that was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    since: Epoch,
+    after: After,
+    /// It is served no more, whatever anybody grants: the next owner may have it already.
+    is_sealed: bool,
+}
+
 /// Decides what a node serves. One for each node; only its own thread changes it.
 #[derive(Debug)]
 pub struct Ownership {
@@ -65,7 +81,9 @@ pub struct Ownership {
     seen: Epoch,
     lease: Option<Lease>,
     /// For each shard that is served: since when.
-    tenures: Vec<Option<(Epoch, After)>>,
+    tenures: Vec<Option<Held>>,
+    /// What is on its way, by the grant that it acted on last.
+    moves: (Vec<Transfer>, Vec<Transfer>),
     /// Its parts of the budgets by the grant that it acted on last.
     shares: Vec<BudgetShare>,
     map: Option<Arc<ShardMap>>,
@@ -89,6 +107,7 @@ impl Ownership {
             seen: Epoch::default(),
             lease: None,
             tenures: vec![None; usize::from(n_shards.get())],
+            moves: Default::default(),
             shares: Vec::new(),
             map: None,
             next_renew: now.boot,
@@ -107,7 +126,8 @@ impl Ownership {
     /// Whether it may serve this shard at this moment.
     #[must_use]
     pub fn serves(&self, now: Now, shard: ShardId) -> bool {
-        self.tenures.get(shard.index()).is_some_and(Option::is_some) && self.holds(now)
+        let held = self.tenures.get(shard.index()).copied().flatten();
+        held.is_some_and(|held| !held.is_sealed) && self.holds(now)
     }
 
     /// The newest map.
@@ -143,7 +163,7 @@ impl Ownership {
         self.see(Epoch { term: since.term, seq: 0 });
         self.next_renew = now.boot;
         let Some(tenure) = self.tenures.get_mut(shard.index()) else { return };
-        if tenure.take_if(|(ours, _)| *ours <= since).is_none() {
+        if tenure.take_if(|ours| ours.since <= since).is_none() {
             return;
         }
         self.effects.push_back(Effect::Release { shard });
@@ -152,6 +172,45 @@ impl Ownership {
             let term = Term { counter: self.seen.term.counter.saturating_add(1), seed: 0 };
             self.see(Epoch { term, seq: 0 });
         }
+    }
+
+    /// A shard has been sealed: the next owner has what was in memory, or gets none of it. This cannot be taken back.
+    pub fn handle_sealed(&mut self, now: Now, shard: ShardId, since: Epoch) {
+        if let Some(Some(held)) = self.tenures.get_mut(shard.index())
+            && held.since == since
+        {
+            held.is_sealed = true;
+            self.next_renew = now.boot;
+        }
+    }
+
+    /// What is still to be given goes without what is in memory: there is no time for that any more. Gives how many shards
+    /// those are.
+    pub fn handle_hurry(&mut self, now: Now) -> usize {
+        let giving: Vec<(ShardId, Epoch)> =
+            self.moves.0.iter().map(|transfer| (transfer.shard, transfer.since)).collect();
+        let mut n_cold = 0;
+        for (shard, since) in giving {
+            if let Some(Some(held)) = self.tenures.get(shard.index())
+                && held.since == since
+                && !held.is_sealed
+            {
+                self.handle_sealed(now, shard, since);
+                self.effects.push_back(Effect::Release { shard });
+                n_cold += 1;
+            }
+        }
+        n_cold
+    }
+
+    /// Shards that are to be given away, and are not sealed yet.
+    #[must_use]
+    pub fn n_giving(&self) -> usize {
+        let is_open = |transfer: &&Transfer| {
+            let held = self.tenures.get(transfer.shard.index()).copied().flatten();
+            held.is_some_and(|held| held.since == transfer.since && !held.is_sealed)
+        };
+        self.moves.0.iter().filter(is_open).count()
     }
 
     /// The answer of a seed.
@@ -164,7 +223,8 @@ impl Ownership {
             Reply::Goodbye { incarnation } if *incarnation == self.me.incarnation && self.is_leaving => {
                 self.leave();
             }
-            Reply::Hello { .. } | Reply::Grant(_) | Reply::Goodbye { .. } => {}
+            Reply::Wake { incarnation } if *incarnation == self.me.incarnation => self.next_renew = now.boot,
+            Reply::Hello { .. } | Reply::Grant(_) | Reply::Goodbye { .. } | Reply::Wake { .. } => {}
         }
     }
 
@@ -202,6 +262,11 @@ impl Ownership {
         self.take_shards(now, &grant.shards);
         self.lease = Some(lease);
         self.effects.push_back(Effect::Lease(lease));
+        let moves = (grant.giving.clone(), grant.taking.clone());
+        if moves != self.moves {
+            self.moves = moves.clone();
+            self.effects.push_back(Effect::Moves { giving: moves.0, taking: moves.1 });
+        }
         // Also when nothing changed: the lease is another.
         if !self.shares.is_empty() || !grant.shares.is_empty() {
             self.shares.clone_from(&grant.shares);
@@ -217,13 +282,14 @@ impl Ownership {
 
     fn take_shards(&mut self, now: Now, shards: &[Tenure]) {
         let mut granted = vec![None; self.tenures.len()];
-        for tenure in shards {
-            if let Some(granted) = granted.get_mut(tenure.shard.index()) {
-                *granted = Some((tenure.since, tenure.after));
+        for &Tenure { shard, since, after } in shards {
+            if let Some(granted) = granted.get_mut(shard.index()) {
+                *granted = Some(Held { since, after, is_sealed: false });
             }
         }
         for (shard, (tenure, granted)) in (0..).map(ShardId).zip(self.tenures.iter_mut().zip(granted)) {
-            if tenure.map(|(since, _)| since) == granted.map(|(since, _)| since) {
+            // One that is sealed stays so, until a grant shows that this was heard.
+            if tenure.map(|held| held.since) == granted.map(|held| held.since) {
                 continue;
             }
             // Another "since" means that somebody else may have owned it in between: its entries are worth nothing.
@@ -232,7 +298,7 @@ impl Ownership {
                 // Somebody waits for it.
                 self.next_renew = now.boot;
             }
-            if let Some((since, after)) = granted {
+            if let Some(Held { since, after, .. }) = granted {
                 self.effects.push_back(Effect::Serve { shard, since, after });
             }
             *tenure = granted;
@@ -282,6 +348,7 @@ impl Ownership {
             map: self.map.as_ref().map_or_else(Epoch::default, |map| map.epoch()),
             greeting: self.greeting,
             held,
+            sealed: self.sealed().collect(),
             budgets,
             is_leaving: self.is_leaving,
         })
@@ -289,8 +356,19 @@ impl Ownership {
 
     /// What is served, while the lease holds.
     pub fn held(&self) -> impl Iterator<Item = Tenure> {
-        let tenures = (0..).map(ShardId).zip(&self.tenures);
-        tenures.filter_map(|(shard, since)| since.map(|(since, after)| Tenure { shard, since, after }))
+        self.granted().filter(|(_, held)| !held.is_sealed).map(|(shard, held)| Tenure {
+            shard,
+            since: held.since,
+            after: held.after,
+        })
+    }
+
+    fn sealed(&self) -> impl Iterator<Item = (ShardId, Epoch)> {
+        self.granted().filter(|(_, held)| held.is_sealed).map(|(shard, held)| (shard, held.since))
+    }
+
+    fn granted(&self) -> impl Iterator<Item = (ShardId, Held)> {
+        (0..).map(ShardId).zip(&self.tenures).filter_map(|(shard, held)| held.map(|held| (shard, held)))
     }
 
     /// When [`Ownership::poll_renew`] has something next.

@@ -139,7 +139,11 @@ impl Seed {
 
     /// What is to be sent, until there is nothing.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.proposer.poll_proposal().map(Output::Proposal).or_else(|| self.outputs.pop_front())
+        let wake = |coordinator: &mut Coordinator| {
+            coordinator.poll_wake().map(|incarnation| Output::Reply(incarnation, Reply::Wake { incarnation }))
+        };
+        let proposal = self.proposer.poll_proposal().map(Output::Proposal);
+        proposal.or_else(|| self.outputs.pop_front()).or_else(|| self.coordinator.as_mut().and_then(wake))
     }
 
     /// The coordinator's answer to a node, and what follows when its term is not the highest.

@@ -8,6 +8,7 @@
 mod answer;
 mod codec;
 mod control;
+mod handoff;
 mod request;
 
 use bytes::{Bytes, BytesMut};
@@ -17,7 +18,8 @@ pub use answer::{
 };
 pub use codec::Etag;
 pub use control::{CONTROL_FRAME_BYTES_MAX, Control, IDENTITY_BYTES_MAX, Join};
-pub use request::{Ask, Hello, Precondition, Request, RequestBody, TAGS_MAX, Tags, ToNode};
+pub use handoff::{CHUNK_ENTRIES_MAX, Chunk, Handed};
+pub use request::{Ask, Hello, Precondition, Pull, Request, RequestBody, TAGS_MAX, Tags, ToNode};
 
 /// Number of this protocol; a peer that speaks another one is refused.
 pub const PROTOCOL: u16 = 1;

@@ -6,7 +6,7 @@ use sharding::wire::{Control, FrameReader, FromNode, ToNode, WireError};
 
 /// Bytes that look like frames often enough to reach every field: a known kind, then small numbers and noise.
 fn nearly_frames() -> impl Strategy<Value = Vec<u8>> {
-    let kind = prop_oneof![1_u8..=10, 32_u8..=39, 64_u8..=74, any::<u8>()];
+    let kind = prop_oneof![1_u8..=12, 32_u8..=40, 64_u8..=75, any::<u8>()];
     let byte = prop_oneof![4 => Just(0_u8), 3 => 0_u8..4, 2 => b'a'..=b'z', 1 => any::<u8>()];
     (kind, proptest::collection::vec(byte, 0..120)).prop_map(|(kind, mut body)| {
         body.insert(0, kind);

@@ -137,6 +137,19 @@ impl Entries {
         self.lost.0.borrow().reasons.get(&XxHash3_64::oneshot(key)).copied()
     }
 
+    /// All keys, each with how often it was asked for since it is there.
+    pub(crate) fn by_use(&self) -> Vec<(u64, Box<[u8]>)> {
+        let used = |key: &[u8]| self.cache.item_stats(key).map_or(0, |stats| stats.access_count);
+        self.cache.iter().map(|(key, _)| (used(key), key.clone())).collect()
+    }
+
+    /// Keeps an entry if there is room for it beside the others. Whether it did.
+    pub(crate) fn take_over(&mut self, key: Box<[u8]>, entry: Entry) -> bool {
+        let weight = ByBytes.weight(&key, &entry);
+        self.remove(&key);
+        self.cache.weight() + weight <= self.cache.capacity() / 100 * HOT_PERCENT && self.insert(key, entry).is_ok()
+    }
+
     /// Keeps an entry, and gives up others for it. One that is larger than the whole room is refused, and what was
     /// known of its key before is forgotten.
     pub(crate) fn insert(&mut self, key: Box<[u8]>, entry: Entry) -> Result<(), TooLarge> {

@@ -23,6 +23,8 @@ pub struct Freshness {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lifetime {
     pub(crate) sent: Instant,
+    /// When it was known to be true last: by a load, or by the owner before.
+    pub(crate) trusted_at: Instant,
     pub(crate) stale_from: Instant,
     pub(crate) gone_from: Instant,
 }
@@ -41,9 +43,9 @@ impl Freshness {
         let shortened = |duration: Duration| sent + duration.mul_f64(1.0 - JITTER * chance);
         if is_absent {
             let gone_from = shortened(self.absent_ttl);
-            return Lifetime { sent, stale_from: gone_from, gone_from };
+            return Lifetime { sent, trusted_at: sent, stale_from: gone_from, gone_from };
         }
-        Lifetime { sent, stale_from: shortened(self.ttl), gone_from: shortened(self.max_stale) }
+        Lifetime { sent, trusted_at: sent, stale_from: shortened(self.ttl), gone_from: shortened(self.max_stale) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Since when what was read from the database is known to have been heard of if it changed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 /// Of one region; shared by all shards. It only rises.
@@ -10,11 +10,22 @@ pub(crate) struct Trust {
     started: Instant,
     /// Nanoseconds; 0: everything is trusted for as long as it lives.
     from: AtomicU64,
+    /// The database is heard, or says nothing of changes at all.
+    is_heard: AtomicBool,
 }
 
 impl Trust {
     pub(crate) fn new() -> Self {
-        Self { started: Instant::now(), from: AtomicU64::new(0) }
+        Self { started: Instant::now(), from: AtomicU64::new(0), is_heard: AtomicBool::new(true) }
+    }
+
+    pub(crate) fn set_heard(&self, is_heard: bool) {
+        self.is_heard.store(is_heard, Ordering::Release);
+    }
+
+    /// Whether what is trusted now may be vouched for.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.is_heard.load(Ordering::Acquire)
     }
 
     /// What was read before `now` is not served any more.

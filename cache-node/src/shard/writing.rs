@@ -159,6 +159,7 @@ impl Shard {
         let etag = content.as_ref().map(|(_, etag)| *etag);
         let entry = Entry { content, reason: LoadReason::Write, lifetime };
         let keeps = self.keys.handle_written(&key, write, Outcome::Known, next_n);
+        self.note_change(key.0, &key.1);
         // The same as of a load; what is not kept is not there any more either.
         let is_kept = keeps
             && self.owns()

@@ -6,6 +6,7 @@ mod database;
 mod docs;
 mod faults;
 mod frames;
+mod handoff;
 mod invalidate;
 mod load;
 mod local_cluster;

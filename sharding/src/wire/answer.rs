@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::codec::{Etag, Fields, frame, put_epoch, put_short};
+use super::handoff::Chunk;
 use super::{PROTOCOL, WireError};
 use crate::epoch::Epoch;
 use crate::id::{NodeId, RegionName};
@@ -21,6 +22,7 @@ const MAP: u8 = 71;
 const PAGE: u8 = 72;
 const INVALIDATED: u8 = 73;
 const WRITTEN: u8 = 74;
+const CHUNK: u8 = 75;
 
 /// Longest text of a [`Failure`] or [`Refused`]; what is longer is cut.
 const MESSAGE_BYTES_MAX: usize = 1024;
@@ -99,6 +101,8 @@ pub enum AnswerBody {
     },
     /// The write is in the database: what a reader gets from now on. `None`: nothing.
     Written(Option<Etag>),
+    /// A part of a shard, for its next owner.
+    Chunk(Box<Chunk>),
 }
 
 /// How a node came by what it answers.
@@ -251,6 +255,10 @@ impl Answer {
                 out.put_u8(u8::from(etag.is_some()));
                 etag.iter().for_each(|etag| out.put_u128_le(etag.0));
             }),
+            AnswerBody::Chunk(chunk) => frame(out, CHUNK, |out| {
+                out.put_u32_le(id);
+                chunk.encode(out);
+            }),
         }
     }
 }
@@ -274,7 +282,7 @@ impl FromNode {
                 Self::Welcome(Welcome { n_lanes, node: node(&mut fields)? })
             }
             REFUSED => Self::Refused(Refused { message: fields.text("message")? }),
-            kind @ VALUE..=WRITTEN => {
+            kind @ VALUE..=CHUNK => {
                 let id = fields.u32()?;
                 Self::Answer(Answer { id, body: AnswerBody::decode(kind, &mut fields)? })
             }
@@ -307,7 +315,8 @@ impl AnswerBody {
             MAP => Self::Map(Box::new(MapAnswer::decode(fields)?)),
             PAGE => Self::Page(fields.remainder()),
             INVALIDATED => Self::Invalidated { since: fields.epoch()?, entries: fields.u32()? },
-            _ => Self::Written(if fields.bool()? { Some(Etag(fields.u128()?)) } else { None }),
+            WRITTEN => Self::Written(if fields.bool()? { Some(Etag(fields.u128()?)) } else { None }),
+            _ => Self::Chunk(Box::new(Chunk::decode(fields)?)),
         })
     }
 }

@@ -118,6 +118,11 @@ impl Fields {
         Ok(self.rest.split_to(len))
     }
 
+    /// So many bytes.
+    pub(super) fn bytes(&mut self, len: usize) -> Result<Bytes, WireError> {
+        if self.rest.len() < len { Err(self.short_of()) } else { Ok(self.rest.split_to(len)) }
+    }
+
     /// As [`Fields::short`], as a text of this meaning.
     pub(super) fn text(&mut self, what: &'static str) -> Result<String, WireError> {
         String::from_utf8(self.short()?.to_vec()).map_err(|_| WireError::Field(what))

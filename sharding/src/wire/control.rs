@@ -9,10 +9,10 @@ use super::codec::{Fields, frame, put_epoch, put_short};
 use super::{MAGIC, PROTOCOL, WireError};
 use crate::acceptor::{Ballot, Vote};
 use crate::budget::{BudgetShare, BudgetUse};
-use crate::epoch::Term;
-use crate::id::{DatabaseName, ShardId};
+use crate::epoch::{Epoch, Term};
+use crate::id::{DatabaseName, NodeId, ShardId};
 use crate::map::Member;
-use crate::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure};
+use crate::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
 use crate::proposer::Proposal;
 
 /// Kind of [`Join`].
@@ -23,6 +23,7 @@ const RENEW: u8 = 35;
 const HELLO: u8 = 36;
 const GRANT: u8 = 37;
 const GOODBYE: u8 = 38;
+const WAKE: u8 = 39;
 
 /// Longest frame of this kind of connection: a map of all shards and some thousand members.
 pub const CONTROL_FRAME_BYTES_MAX: usize = 1024 * 1024;
@@ -106,6 +107,8 @@ impl Control {
                 out.put_u64_le(grant.request);
                 put_epoch(out, grant.epoch);
                 put_tenures(out, &grant.shards);
+                put_transfers(out, &grant.giving);
+                put_transfers(out, &grant.taking);
                 put_count(out, grant.shares.len());
                 for share in &grant.shares {
                     put_short(out, share.database.as_str().as_bytes());
@@ -116,6 +119,7 @@ impl Control {
                     encode_map(map, out);
                 }
             }),
+            Self::Reply(Reply::Wake { incarnation }) => frame(out, WAKE, |out| out.put_u64_le(incarnation.0)),
             Self::Reply(Reply::Goodbye { incarnation }) => {
                 frame(out, GOODBYE, |out| out.put_u64_le(incarnation.0));
             }
@@ -150,11 +154,14 @@ impl Control {
                 request: fields.u64()?,
                 epoch: fields.epoch()?,
                 shards: tenures(&mut fields)?,
+                giving: transfers(&mut fields)?,
+                taking: transfers(&mut fields)?,
                 shares: many(&mut fields, |fields| {
                     Ok(BudgetShare { database: database(fields)?, slots: fields.u32()? })
                 })?,
                 map: if fields.bool()? { Some(Arc::new(decode_map(&mut fields)?)) } else { None },
             })),
+            WAKE => Self::Reply(Reply::Wake { incarnation: Incarnation(fields.u64()?) }),
             GOODBYE => Self::Reply(Reply::Goodbye { incarnation: Incarnation(fields.u64()?) }),
             kind => return Err(WireError::Kind(kind)),
         };
@@ -226,6 +233,11 @@ fn put_renew(out: &mut BytesMut, renew: &Renew) {
     out.put_u8(u8::from(renew.greeting.is_some()));
     renew.greeting.iter().for_each(|greeting| put_greeting(out, *greeting));
     put_tenures(out, &renew.held);
+    put_count(out, renew.sealed.len());
+    for (shard, since) in &renew.sealed {
+        out.put_u16_le(shard.0);
+        put_epoch(out, *since);
+    }
     put_count(out, renew.budgets.len());
     for used in &renew.budgets {
         put_short(out, used.database.as_str().as_bytes());
@@ -249,6 +261,7 @@ fn renew(fields: &mut Fields) -> Result<Renew, WireError> {
         map: fields.epoch()?,
         greeting: if fields.bool()? { Some(greeting(fields)?) } else { None },
         held: tenures(fields)?,
+        sealed: many(fields, |fields| Ok((ShardId(fields.u16()?), fields.epoch()?)))?,
         budgets: many(fields, |fields| {
             Ok(BudgetUse { database: database(fields)?, held: fields.u32()?, demand: fields.u32()? })
         })?,
@@ -272,11 +285,15 @@ fn put_tenures(out: &mut BytesMut, tenures: &[Tenure]) {
         out.put_u16_le(run[0].shard.0);
         out.put_u16_le(run[run.len() - 1].shard.0);
         put_epoch(out, run[0].since);
-        out.put_u8(match run[0].after {
-            After::Nobody => 0,
-            After::Move => 1,
-            After::Crash => 2,
-        });
+        match run[0].after {
+            After::Nobody => out.put_u8(0),
+            After::Move => out.put_u8(1),
+            After::Crash => out.put_u8(2),
+            After::Sealed(since) => {
+                out.put_u8(3);
+                put_epoch(out, since);
+            }
+        }
     }
 }
 
@@ -291,11 +308,40 @@ fn tenures(fields: &mut Fields) -> Result<Vec<Tenure>, WireError> {
     Ok(runs.into_iter().flat_map(|(first, last, origin)| (first..=last).map(tenure(origin))).collect())
 }
 
+/// Neighbours of the same age and peer are one run: first, last, since, peer. Requires: in the order of the shards.
+fn put_transfers(out: &mut BytesMut, transfers: &[Transfer]) {
+    let is_run = |a: &Transfer, b: &Transfer| {
+        (a.since, &a.peer) == (b.since, &b.peer) && a.shard.0.checked_add(1) == Some(b.shard.0)
+    };
+    let runs: Vec<&[Transfer]> = transfers.chunk_by(is_run).collect();
+    put_count(out, runs.len());
+    for run in runs {
+        out.put_u16_le(run[0].shard.0);
+        out.put_u16_le(run[run.len() - 1].shard.0);
+        put_epoch(out, run[0].since);
+        put_short(out, run[0].peer.as_str().as_bytes());
+    }
+}
+
+fn transfers(fields: &mut Fields) -> Result<Vec<Transfer>, WireError> {
+    let runs = many(fields, |fields| Ok((fields.u16()?, fields.u16()?, (fields.epoch()?, node(fields)?))))?;
+    let is_ordered = runs.iter().all(|(first, last, _)| first <= last)
+        && runs.windows(2).all(|two| two[0].1 < two[1].0 && !(two[0].1 + 1 == two[1].0 && two[0].2 == two[1].2));
+    if !is_ordered {
+        return Err(WireError::Field("run of shards"));
+    }
+    let of_run = |(first, last, (since, peer)): (u16, u16, (Epoch, NodeId))| {
+        (first..=last).map(move |shard| Transfer { shard: ShardId(shard), since, peer: peer.clone() })
+    };
+    Ok(runs.into_iter().flat_map(of_run).collect())
+}
+
 fn after(fields: &mut Fields) -> Result<After, WireError> {
     match fields.u8()? {
         0 => Ok(After::Nobody),
         1 => Ok(After::Move),
         2 => Ok(After::Crash),
+        3 => Ok(After::Sealed(fields.epoch()?)),
         _ => Err(WireError::Field("origin of a shard")),
     }
 }

@@ -20,6 +20,8 @@ const INVALIDATE: u8 = 7;
 const INVALIDATE_PREFIX: u8 = 8;
 const PUT: u8 = 9;
 const DELETE: u8 = 10;
+const PULL: u8 = 11;
+const SEAL: u8 = 12;
 
 /// Most tags in one precondition.
 pub const TAGS_MAX: usize = 64;
@@ -87,10 +89,38 @@ pub enum RequestBody {
     Put(Ask, Precondition, Bytes),
     /// Remove a key's row.
     Delete(Ask, Precondition),
+    /// From the next owner: a part of what is in memory of a shard.
+    Pull(Pull),
+    /// From the next owner: serve the shard no more, and say what has changed since it was pulled.
+    Seal(Pull),
     /// The shard map and the regions.
     GetMap,
     /// What the node says of itself, as JSON.
     Describe,
+}
+
+/// What the next owner of a shard asks the one before for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pull {
+    /// The shard.
+    pub shard: ShardId,
+    /// Since when it belongs to the one that is asked.
+    pub since: Epoch,
+    /// Where the chunk begins: 0, then what the last one said.
+    pub cursor: u32,
+}
+
+impl Pull {
+    fn encode(&self, id: u32, out: &mut BytesMut) {
+        out.put_u32_le(id);
+        out.put_u16_le(self.shard.0);
+        put_epoch(out, self.since);
+        out.put_u32_le(self.cursor);
+    }
+
+    fn decode(fields: &mut Fields) -> Result<Self, WireError> {
+        Ok(Self { shard: ShardId(fields.u16()?), since: fields.epoch()?, cursor: fields.u32()? })
+    }
 }
 
 /// What must hold of a key's value at the moment of a write (RFC 9110, sections 13.1.1 and 13.1.2).
@@ -196,6 +226,8 @@ impl Request {
                 ask.encode(self.id, out);
                 precondition.encode(out);
             }),
+            RequestBody::Pull(pull) => frame(out, PULL, |out| pull.encode(self.id, out)),
+            RequestBody::Seal(pull) => frame(out, SEAL, |out| pull.encode(self.id, out)),
             RequestBody::GetMap => frame(out, GET_MAP, |out| out.put_u32_le(self.id)),
             RequestBody::Describe => frame(out, DESCRIBE, |out| out.put_u32_le(self.id)),
         }
@@ -257,7 +289,7 @@ impl ToNode {
         if fields.kind() == JOIN {
             return Join::decode(fields).map(Self::Join);
         }
-        if !(GET..=DELETE).contains(&fields.kind()) {
+        if !(GET..=SEAL).contains(&fields.kind()) {
             return Err(WireError::Kind(fields.kind()));
         }
         let id = fields.u32()?;
@@ -277,7 +309,9 @@ impl ToNode {
                 }
                 RequestBody::Put(ask, precondition, value)
             }
-            _ => RequestBody::Delete(Ask::decode_key(&mut fields)?, Precondition::decode(&mut fields)?),
+            DELETE => RequestBody::Delete(Ask::decode_key(&mut fields)?, Precondition::decode(&mut fields)?),
+            PULL => RequestBody::Pull(Pull::decode(&mut fields)?),
+            _ => RequestBody::Seal(Pull::decode(&mut fields)?),
         };
         fields.end()?;
         Ok(Self::Request(Request { id, body }))

@@ -9,11 +9,11 @@ use sharding::budget::{BudgetShare, BudgetUse};
 use sharding::epoch::{Epoch, Term};
 use sharding::id::{DatabaseName, NodeId, RegionName, ShardId};
 use sharding::map::{Member, ShardMap};
-use sharding::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure};
+use sharding::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
 use sharding::proposer::Proposal;
 use sharding::wire::{
-    Answer, AnswerBody, Ask, Control, Entry, Etag, Failure, FailureCode, FromNode, Hello, Join, MapAnswer,
-    Precondition, Refused, RegionInfo, Request, RequestBody, Served, Tags, ToNode, Welcome,
+    Answer, AnswerBody, Ask, Chunk, Control, Entry, Etag, Failure, FailureCode, FromNode, Handed, Hello, Join,
+    MapAnswer, Precondition, Pull, Refused, RegionInfo, Request, RequestBody, Served, Tags, ToNode, Welcome,
 };
 
 const EPOCH: Epoch = Epoch { term: Term { counter: 0x0102_0304_0506_0708, seed: 9 }, seq: 10 };
@@ -74,6 +74,10 @@ fn what_a_router_sends() {
     let delete = RequestBody::Delete(ask(), Precondition { if_match, if_none_match: Some(Tags::Any) });
     let tags_hex = "02 01 0f000000000000000000000000000000 01";
     to_node(&ToNode::Request(Request { id: 7, body: delete }), &format!("39000000 0a {rest} {tags_hex}"));
+    let pull = Pull { shard: ShardId(0x0102), since: EPOCH, cursor: 3 };
+    let rest = format!("07000000 0201 {EPOCH_HEX} 03000000");
+    to_node(&ToNode::Request(Request { id: 7, body: RequestBody::Pull(pull) }), &format!("1d000000 0b {rest}"));
+    to_node(&ToNode::Request(Request { id: 7, body: RequestBody::Seal(pull) }), &format!("1d000000 0c {rest}"));
     to_node(&ToNode::Request(Request { id: 7, body: RequestBody::GetMap }), "05000000 04 07000000");
     to_node(&ToNode::Request(Request { id: 7, body: RequestBody::Describe }), "05000000 05 07000000");
 }
@@ -101,6 +105,20 @@ fn what_a_node_sends() {
     let written = AnswerBody::Written(Some(Etag(0x0f)));
     from_node(&answer(written), "16000000 4a 07000000 01 0f000000000000000000000000000000");
     from_node(&answer(AnswerBody::Written(None)), "06000000 4a 07000000 00");
+    let micros = Duration::from_micros;
+    let handed = |value| Handed {
+        region: Bytes::from("r"),
+        key: Bytes::from("k"),
+        value,
+        age: micros(1),
+        fresh_for: micros(2),
+        served_for: micros(3),
+    };
+    let entries = vec![handed(Some(Bytes::from("v"))), handed(None)];
+    let chunk = Chunk { entries, removed: vec![(Bytes::from("r"), Bytes::from("l"))], next: Some(4) };
+    let entry_hex = "0100 72 0100 6b 0100000000000000 0200000000000000 0300000000000000";
+    let chunk_hex = format!("04000000 0100 0100 72 0100 6c 0200 {entry_hex} 01000000 76 {entry_hex} ffffffff");
+    from_node(&answer(AnswerBody::Chunk(Box::new(chunk))), &format!("58000000 4b 07000000 {chunk_hex}"));
     from_node(&answer(AnswerBody::Page(Bytes::from("{}"))), "07000000 48 07000000 7b7d");
 
     let members = vec![Member { node, data: "h:1".to_owned() }];
@@ -151,24 +169,33 @@ fn nodes_and_seeds() {
         map: EPOCH,
         greeting: Some(greeting),
         held: vec![tenure(3), tenure(4), tenure(6)],
+        sealed: vec![(ShardId(9), EPOCH)],
         budgets: vec![BudgetUse { database: database.clone(), held: 3, demand: 0x0102 }],
         is_leaving: false,
     };
     let runs = format!("0200 0300 0400 {EPOCH_HEX} 01 0600 0600 {EPOCH_HEX} 01");
     let head = "0100 61 0300 683a31 0100000000000000 0100 75 0200000000000000 0100000000000000";
     let greeting_hex = "0807060504030201 0900 0500000000000000";
+    let sealed = format!("0100 0900 {EPOCH_HEX}");
     let budgets = "0100 0100 64 03000000 02010000";
     control(
         Control::Renew(renew),
-        &format!("99000000 23 {head} {EPOCH_HEX} {EPOCH_HEX} 01 {greeting_hex} {runs} {budgets} 00"),
+        &format!("af000000 23 {head} {EPOCH_HEX} {EPOCH_HEX} 01 {greeting_hex} {runs} {sealed} {budgets} 00"),
     );
     let hello = Reply::Hello { incarnation: Incarnation(1), greeting };
     control(Control::Reply(hello), &format!("1b000000 24 0100000000000000 {greeting_hex}"));
-    let (shards, shares) = (vec![tenure(3)], vec![BudgetShare { database, slots: 4 }]);
-    let grant = Grant { incarnation: Incarnation(1), request: 2, epoch: EPOCH, shards, shares, map: None };
+    let peer = NodeId::parse("b").expect("a name");
+    let transfer = |shard| Transfer { shard: ShardId(shard), since: EPOCH, peer: peer.clone() };
+    let taken = Tenure { shard: ShardId(5), since: EPOCH, after: After::Sealed(EPOCH) };
+    let (shards, shares) = (vec![tenure(3), taken], vec![BudgetShare { database, slots: 4 }]);
+    let (giving, taking) = (vec![transfer(3)], vec![transfer(7), transfer(8)]);
+    let (incarnation, request) = (Incarnation(1), 2);
+    let grant = Grant { incarnation, request, epoch: EPOCH, shards, giving, taking, shares, map: None };
     let shares = "0100 0100 64 04000000";
-    let hex =
-        format!("46000000 25 0100000000000000 0200000000000000 {EPOCH_HEX} 0100 0300 0300 {EPOCH_HEX} 01 {shares} 00");
+    let hex = format!(
+        "a5000000 25 0100000000000000 0200000000000000 {EPOCH_HEX} 0200 0300 0300 {EPOCH_HEX} 01 0500 0500 {EPOCH_HEX} 03 {EPOCH_HEX} 0100 0300 0300 {EPOCH_HEX} 0100 62 0100 0700 0800 {EPOCH_HEX} 0100 62 {shares} 00"
+    );
     control(Control::Reply(Reply::Grant(grant)), &hex);
+    control(Control::Reply(Reply::Wake { incarnation: Incarnation(1) }), "09000000 27 0100000000000000");
     control(Control::Reply(Reply::Goodbye { incarnation: Incarnation(1) }), "09000000 26 0100000000000000");
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sharding::budget::{Purse, Slot};
 use sharding::id::ShardId;
-use sharding::membership::Incarnation;
+use sharding::membership::{Incarnation, Transfer};
 use sharding::ownership::{Effect, Ownership};
 use sharding::seed::Seed;
 use sharding::times::Now;
@@ -88,6 +88,14 @@ impl Life {
                 Effect::Left => self.has_left = true,
                 Effect::Shares(shares, lease) => {
                     self.purse.handle_share(shares.first().map_or(0, |share| share.slots), lease);
+                }
+                // Cold, and at once.
+                Effect::Moves { giving, .. } => {
+                    for Transfer { shard, since, .. } in giving {
+                        self.mask &= !(1 << shard.0);
+                        self.serving.release(shard.index());
+                        self.ownership.handle_sealed(now, shard, since);
+                    }
                 }
                 Effect::Publish(_) | Effect::Lease(_) => {}
             }

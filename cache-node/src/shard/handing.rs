@@ -1,0 +1,217 @@
+//! A shard that is given to another node: what is in memory goes there in chunks, while it is served here; then it is
+//! sealed, and what has changed meanwhile follows.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use actix::Context;
+use bytes::Bytes;
+use sharding::epoch::Epoch;
+use sharding::flight::FlightKey;
+use sharding::wire::{AnswerBody, CHUNK_ENTRIES_MAX, Chunk, FailureCode, Handed};
+
+use super::freshness::Age;
+use super::{Shard, Work};
+use crate::reply::Reply;
+
+/// A chunk is closed when it has so many bytes.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// Most bytes of what has changed since the first chunk; the keys beyond it are said to be gone.
+const CHANGED_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Most requests that wait for a sealed shard to have another owner.
+pub(super) const PARKED_MAX: usize = 4096;
+/// Longest time for that.
+const PARKED_FOR: Duration = Duration::from_millis(500);
+/// What the next owner is told to wait that asks too early.
+const TOO_EARLY: Duration = Duration::from_millis(10);
+
+/// What is being handed over.
+#[derive(Debug)]
+pub(super) struct Handing {
+    /// The keys that there were at the first chunk, the most valuable first.
+    order: Vec<FlightKey>,
+    /// Keys that have changed since.
+    changed: BTreeSet<FlightKey>,
+}
+
+/// How far a shard is on its way.
+#[derive(Debug, Default)]
+pub(super) enum Seal {
+    /// It is served.
+    #[default]
+    Open,
+    /// It takes nothing new, and waits for the outcome of its writes.
+    Wanted(Reply),
+    /// It is served no more.
+    Sealed,
+}
+
+/// A request that waits for its shard to have another owner.
+#[derive(Debug)]
+pub(super) struct Parked {
+    work: Work,
+    until: Instant,
+}
+
+impl Shard {
+    /// What is known of a key is another from now on.
+    pub(super) fn note_change(&mut self, region: usize, key: &Bytes) {
+        if let Some(handing) = &mut self.handing {
+            handing.changed.insert((region, key.clone()));
+        }
+    }
+
+    /// The same of all keys that begin so.
+    pub(super) fn note_changes(&mut self, region: usize, prefix: &[u8]) {
+        if let Some(Handing { order, changed }) = &mut self.handing {
+            changed.extend(order.iter().filter(|(of, key)| *of == region && key.starts_with(prefix)).cloned());
+        }
+    }
+
+    pub(super) const fn is_open(&self) -> bool {
+        matches!(self.seal, Seal::Open)
+    }
+
+    /// Gives a part of what is in memory.
+    pub(super) fn pull(&mut self, work: Work, since: Epoch, cursor: u32, now: Instant) {
+        self.node.note_pull();
+        if since != self.serve.since || !self.is_open() {
+            return work.reply.fail(FailureCode::NotApplied, TOO_EARLY, "the shard is not to be had here");
+        }
+        if cursor == 0 {
+            self.handing = Some(Handing { order: self.by_value(), changed: BTreeSet::new() });
+        }
+        let Some(mut handing) = self.handing.take() else {
+            return work.reply.fail(FailureCode::NotApplied, TOO_EARLY, "a shard is pulled from its beginning");
+        };
+        let (mut chunk, mut bytes, mut at) = (Chunk::default(), 0, cursor as usize);
+        while bytes < CHUNK_BYTES && chunk.entries.len() < CHUNK_ENTRIES_MAX && at < handing.order.len() {
+            let key = &handing.order[at];
+            match self.handed(key, now) {
+                Some(entry) => {
+                    bytes += bytes_of(&entry);
+                    chunk.entries.push(entry);
+                }
+                // Nobody can say now; in the end it is looked at again.
+                None => {
+                    handing.changed.insert(key.clone());
+                }
+            }
+            at += 1;
+        }
+        chunk.next = u32::try_from(at).ok().filter(|_| at < handing.order.len());
+        self.handing = Some(handing);
+        work.reply.send(AnswerBody::Chunk(Box::new(chunk)));
+    }
+
+    fn by_value(&self) -> Vec<FlightKey> {
+        let of_region = |(region, entries): (usize, &super::Entries)| {
+            entries.by_use().into_iter().map(move |(used, key)| (used, (region, Bytes::from(key)))).collect::<Vec<_>>()
+        };
+        let mut all: Vec<(u64, FlightKey)> = self.entries.iter().enumerate().flat_map(of_region).collect();
+        all.sort_unstable_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+        all.into_iter().map(|(_, key)| key).collect()
+    }
+
+    /// An entry as the next owner gets it; `None`: it gets none.
+    fn handed(&self, key: &FlightKey, now: Instant) -> Option<Handed> {
+        let region = &self.node.regions[key.0];
+        let entry = self.entries[key.0].peek(&key.1)?;
+        let lifetime = &entry.lifetime;
+        let is_true = self.keys.may_serve(key) && region.trust.holds(lifetime.trusted_at) && region.trust.is_heard();
+        if !is_true || lifetime.age(now) == Age::Gone {
+            return None;
+        }
+        Some(Handed {
+            region: Bytes::copy_from_slice(region.name.as_str().as_bytes()),
+            key: key.1.clone(),
+            value: entry.content.as_ref().map(|(value, _)| value.clone()),
+            age: now.saturating_duration_since(lifetime.sent),
+            fresh_for: lifetime.stale_from.saturating_duration_since(now),
+            served_for: lifetime.gone_from.saturating_duration_since(now),
+        })
+    }
+
+    /// The next owner has what was here, and asks for the rest.
+    pub(super) fn want_seal(&mut self, work: Work, since: Epoch) {
+        self.node.note_pull();
+        if since != self.serve.since || !self.is_open() || !self.node.is_giving(self.serve.shard, self.serve.tenure) {
+            return work.reply.fail(FailureCode::NotApplied, TOO_EARLY, "the shard is not to be given away yet");
+        }
+        self.seal = Seal::Wanted(work.reply);
+        // Who waits for a write of somebody else waits for the next owner as well.
+        self.send_on();
+    }
+
+    /// Those who wait for a write or a fence are told to ask again; writes that were begun go on.
+    pub(super) fn send_on(&mut self) {
+        let waiting = self.keys.take_waiting(|_| true, |_| true);
+        let shard = self.serve.shard;
+        for (region, waiter) in waiting.readers {
+            self.node.misdirect_reply(region, shard, waiter.reply);
+        }
+        for (region, writer) in waiting.writers {
+            self.node.misdirect_reply(region, shard, writer.into_reply());
+        }
+    }
+
+    /// Seals, once no write is in the air any more: whatever their outcome, it is known what is true.
+    pub(super) fn seal_if_quiet(&mut self, now: Instant) {
+        if self.keys.n_writing() > 0 || !matches!(self.seal, Seal::Wanted(_)) {
+            return;
+        }
+        let Seal::Wanted(reply) = std::mem::replace(&mut self.seal, Seal::Sealed) else { return };
+        let changed = self.handing.take().map(|handing| handing.changed).unwrap_or_default();
+        let (mut chunk, mut bytes) = (Chunk::default(), 0);
+        for key in changed {
+            let entry = self.handed(&key, now).filter(|entry| {
+                bytes + bytes_of(entry) <= CHANGED_BYTES_MAX && chunk.entries.len() < CHUNK_ENTRIES_MAX
+            });
+            match entry {
+                Some(entry) => {
+                    bytes += bytes_of(&entry);
+                    chunk.entries.push(entry);
+                }
+                None => {
+                    let region = &self.node.regions[key.0].name;
+                    chunk.removed.push((Bytes::copy_from_slice(region.as_str().as_bytes()), key.1));
+                }
+            }
+        }
+        // No turning back: the next owner may have it from here on.
+        self.node.tell_sealed(self.serve.shard, self.serve.since);
+        if chunk.removed.len() > CHUNK_ENTRIES_MAX {
+            return reply.fail(FailureCode::NotApplied, TOO_EARLY, "more has changed than can be said");
+        }
+        reply.send(AnswerBody::Chunk(Box::new(chunk)));
+    }
+
+    /// Has a request wait until the shard has another owner, whom this node can name then.
+    pub(super) fn park(&mut self, work: Work, now: Instant) {
+        if self.parked.len() < PARKED_MAX {
+            self.parked.push(Parked { work, until: now + PARKED_FOR });
+        } else {
+            self.node.misdirect(work);
+        }
+    }
+
+    /// Sends on those who have waited long enough, or all.
+    pub(super) fn unpark(&mut self, now: Option<Instant>) {
+        let is_over = |parked: &mut Parked| now.is_none_or(|now| parked.until <= now);
+        for parked in self.parked.extract_if(.., is_over) {
+            self.node.misdirect(parked.work);
+        }
+    }
+
+    /// Ends when nothing is left to be answered.
+    pub(super) fn end_if_done(&self, ctx: &mut Context<Self>) {
+        use actix::ActorContext as _;
+        if self.is_stopping && self.keys.n_writing() == 0 && !self.keys.is_loading_any() {
+            ctx.stop();
+        }
+    }
+}
+
+fn bytes_of(entry: &Handed) -> usize {
+    entry.region.len() + entry.key.len() + entry.value.as_ref().map_or(0, Bytes::len) + 40
+}
