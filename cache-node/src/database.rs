@@ -6,6 +6,7 @@ pub mod sqlite;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -221,12 +222,32 @@ fn other_n_shards(fences: &Fences, found: impl std::fmt::Display) -> DatabaseErr
     ))
 }
 
-/// A key that would be written as something else than it is read by.
-fn not_this_key() -> WriteError {
-    WriteError::Refused(
-        "what was written cannot be read back under this key, so it was undone: write the key as the database does"
-            .to_owned(),
-    )
+/// What is read back after a write must be what it was for; else it is undone.
+fn check_written(write: &Write, content: Option<&Bytes>) -> Result<(), WriteError> {
+    let why = match (&write.value, content) {
+        // A key that would be written as something else than it is read by.
+        (Some(_), None) => "what was written cannot be read back under this key: write the key as the database does",
+        (None, Some(_)) => "the row is still there after it was removed",
+        (Some(_), Some(_)) | (None, None) => return Ok(()),
+    };
+    Err(WriteError::Refused(format!("{why}; it was undone")))
+}
+
+/// Where a transaction is that whoever waits for it may give up.
+#[derive(Debug, Default)]
+pub struct Progress(AtomicU8);
+
+impl Progress {
+    const OPEN: u8 = 0;
+    /// Its COMMIT is on the way: its outcome is the database's.
+    const COMMITTING: u8 = 1;
+    /// It will not be committed.
+    const GIVEN_UP: u8 = 2;
+
+    /// Whether it was open until now.
+    fn reach(&self, stage: u8) -> bool {
+        self.0.compare_exchange(Self::OPEN, stage, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
 }
 
 /// A database. Clones of what it holds live in the futures, so many reads may be under way.

@@ -47,19 +47,26 @@ pub(crate) struct Fencing {
     pub(crate) requests: mpsc::UnboundedReceiver<Vec<Wanted>>,
 }
 
+/// The last tenure's last number counts: a shard that was released may still ask for its old one.
+fn want(wanted: &mut BTreeMap<ShardId, Wanted>, one: Wanted) {
+    let newest = wanted.entry(one.shard).or_insert(one);
+    if (newest.tenure, newest.n) < (one.tenure, one.n) {
+        *newest = one;
+    }
+}
+
 impl Fencing {
     /// Raises whatever is asked for, for ever.
     pub(crate) async fn run(mut self, node: Arc<Node>, lanes: Vec<Addr<ShardRegion>>, inbox: Inbox) {
         let mut wanted: BTreeMap<ShardId, Wanted> = BTreeMap::new();
         let mut pause = PAUSE_MIN;
         loop {
-            // The newest counts: its number is the highest, and its tenure the last.
             let first = if wanted.is_empty() { self.requests.recv().await } else { None };
             if wanted.is_empty() && first.is_none() {
                 return;
             }
             let more = std::iter::from_fn(|| self.requests.try_recv().ok());
-            wanted.extend(first.into_iter().chain(more).flatten().map(|one| (one.shard, one)));
+            first.into_iter().chain(more).flatten().for_each(|one| want(&mut wanted, one));
             wanted.retain(|shard, one| node.is_of(*shard, one.tenure));
             if wanted.is_empty() {
                 continue;
@@ -79,7 +86,10 @@ impl Fencing {
             if let Some(failure) = failure {
                 wanted.values().for_each(|one| self.say(&node, &lanes, *one, Err(failure.clone())));
             }
-            tokio::time::sleep(pause).await;
+            // One that is held does not keep those that come from rising.
+            if let Ok(Some(more)) = tokio::time::timeout(pause, self.requests.recv()).await {
+                more.into_iter().for_each(|one| want(&mut wanted, one));
+            }
             pause = (2 * pause).min(PAUSE_MAX);
         }
     }
@@ -89,16 +99,12 @@ impl Fencing {
         let failure = |code, message| Some(Failure { code, retry_after: RETRY, message });
         match raised {
             Ok(Raised { raised, higher }) => {
-                if higher.is_empty() {
-                    return (raised.clone(), None);
-                }
                 for (shard, token) in higher {
-                    // A full queue hears of it with the next try.
+                    // The shard is released at once, and who waits for it is sent on. A full queue hears of it with the
+                    // next try.
                     let _ = inbox.try_send(Inbound::Fence(*shard, token.since));
                 }
-                // It may be our own of another life: then the shard is granted anew as well.
-                let message = format!("another owner has raised the fence in database {}", self.database);
-                (raised.clone(), failure(FailureCode::NotApplied, message))
+                (raised.clone(), None)
             }
             Err(error) => {
                 let code = match error {
@@ -115,5 +121,20 @@ impl Fencing {
         let Wanted { shard, tenure, .. } = one;
         let lane = &lanes[usize::from(shard.lane(node.n_lanes))];
         lane.do_send(FenceSays { shard, tenure, fence: self.fence, result });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_number_of_the_last_tenure_is_raised_whoever_asks_last() {
+        let one = |tenure, n| Wanted { shard: ShardId(7), tenure, since: Epoch::default(), n };
+        for order in [[one(1, 9), one(2, 4), one(2, 6)], [one(2, 6), one(2, 4), one(1, 9)]] {
+            let mut wanted = BTreeMap::new();
+            order.into_iter().for_each(|one| want(&mut wanted, one));
+            assert_eq!((wanted[&ShardId(7)].tenure, wanted[&ShardId(7)].n), (2, 6));
+        }
     }
 }

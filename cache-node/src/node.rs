@@ -32,7 +32,7 @@ use crate::reply::Reply;
 use crate::shard::Work;
 
 /// Shards that were taken over, as far as people are told.
-const MOVES_SHOWN_MAX: usize = 64;
+const MOVES_SHOWN_MAX: usize = 1024;
 
 /// A node's shared state. The shell's parts hold it by `Arc`; only the map and the drain change after the start.
 #[derive(Debug)]

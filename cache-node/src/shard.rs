@@ -284,6 +284,8 @@ impl Shard {
                     self.note_change(key.0, &key.1);
                     self.entries[key.0].remove(&key.1);
                 }
+                // Released, it has nothing to raise any more.
+                Effect::Raise { .. } if self.is_stopping => {}
                 Effect::Raise { fence, n } => {
                     let Serve { shard, tenure, since, .. } = self.serve;
                     self.node.raise(fence, vec![Wanted { shard, tenure, since, n }]);
@@ -462,7 +464,7 @@ impl Drop for Shard {
     /// A panic ends the actor and nobody restarts it; so it says so itself. Its waiters are answered as they drop.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.supervisor.do_send(ShardDied { shard: self.serve.shard, since: self.serve.since });
+            self.supervisor.do_send(ShardDied { shard: self.serve.shard, tenure: self.serve.tenure });
         }
     }
 }

@@ -160,7 +160,7 @@ pub(crate) struct Notice {
 #[rtype(result = "()")]
 pub(crate) struct ShardDied {
     pub(crate) shard: ShardId,
-    pub(crate) since: Epoch,
+    pub(crate) tenure: u64,
 }
 
 /// All lanes of the node, once they are started.
@@ -325,8 +325,8 @@ impl Handler<ShardDied> for ShardRegion {
     type Result = ();
 
     /// Starts it again, empty, unless it has been released or given anew meanwhile.
-    fn handle(&mut self, ShardDied { shard, since }: ShardDied, ctx: &mut Context<Self>) {
-        let Some(served) = self.serves[shard.index()].filter(|served| served.since == since) else { return };
+    fn handle(&mut self, ShardDied { shard, tenure }: ShardDied, ctx: &mut Context<Self>) {
+        let Some(served) = self.serves[shard.index()].filter(|served| served.tenure == tenure) else { return };
         log::error!(shard = shard.0; "a shard's actor panicked and is started again, empty");
         self.lane.node.metrics.shards_restarted.inc();
         // What it held is gone as after a crash, and what it was writing may land yet.

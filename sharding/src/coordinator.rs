@@ -376,6 +376,12 @@ impl Coordinator {
         let mut changed = false;
         for (at, seat) in self.seats.iter_mut().enumerate() {
             let wanted = table.get(at).map(|&target| targets[target].0);
+            // Whoever takes it over already has some of it: where else it should be is seen afterwards.
+            if let Seat::Moving { to: Some(to), .. } = seat
+                && targets.iter().any(|(life, _)| life == to)
+            {
+                continue;
+            }
             let after = match (*seat, wanted) {
                 (Seat::Free { after }, Some(by)) => Seat::Owned { by, since: next, after },
                 (Seat::Owned { by, since, after }, to) if to != Some(by) => {

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,8 +20,8 @@ use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags};
 use tokio::sync::oneshot;
 
 use super::{
-    Database, DatabaseError, Found, KEYS, Query, Raise, Raised, Read, Write, WriteError, Written, one_statement,
-    replace_keys, respell_keys,
+    Database, DatabaseError, Found, KEYS, Progress, Query, Raise, Raised, Read, Write, WriteError, Written,
+    one_statement, replace_keys, respell_keys,
 };
 
 /// How long a read waits for a writer that holds the file's lock.
@@ -144,7 +145,7 @@ struct Job<T, A> {
 /// What the thread that writes does.
 #[derive(Debug)]
 enum Change {
-    Write(Box<Job<Write, Result<Written, WriteError>>>),
+    Write(Box<Job<Write, Result<Written, WriteError>>>, Arc<Progress>),
     Raise(Job<Raise, Result<Raised, DatabaseError>>),
 }
 
@@ -183,13 +184,14 @@ impl Database for Threads {
 
     fn write(&self, write: Write) -> BoxFuture<'static, Result<Written, WriteError>> {
         let (answer, answered) = oneshot::channel();
-        let until = write.until;
-        let sent = self.changes.send(Change::Write(Box::new(Job { what: write, answer })));
+        let (until, progress) = (write.until, Arc::new(Progress::default()));
+        let sent = self.changes.send(Change::Write(Box::new(Job { what: write, answer }), Arc::clone(&progress)));
         Box::pin(async move {
             sent.map_err(|_| WriteError::NotDone(lost()))?;
             match tokio::time::timeout_at(until.into(), answered).await {
                 Ok(Ok(answer)) => answer,
                 Ok(Err(_)) => Err(WriteError::Unknown(lost())),
+                Err(_) if progress.reach(Progress::GIVEN_UP) => Err(WriteError::NotDone(DatabaseError::TimedOut)),
                 Err(_) => Err(WriteError::Unknown(DatabaseError::TimedOut)),
             }
         })
@@ -222,7 +224,7 @@ impl Opened<'_> {
             };
             what(sqlite)
         }));
-        if run.is_err() {
+        if run.is_err() || self.sqlite.as_ref().is_some_and(Sqlite::is_stuck) {
             self.sqlite = None;
         }
         run.ok()
@@ -266,8 +268,8 @@ fn change_all(path: &Path, waiting: &Receiver<Change>) {
     let mut opened = Opened { path, open: Sqlite::open_to_write, sqlite: None };
     while let Ok(change) = waiting.recv() {
         match change {
-            Change::Write(job) => {
-                let result = opened.run(|sqlite| sqlite.write(&job.what));
+            Change::Write(job, progress) => {
+                let result = opened.run(|sqlite| sqlite.write(&job.what, &progress));
                 // As above.
                 let _ = job.answer.send(result.unwrap_or_else(|| Err(WriteError::Unknown(panicked()))));
             }

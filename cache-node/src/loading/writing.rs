@@ -179,10 +179,11 @@ impl Loader {
         };
         let (done, ended) = oneshot::channel();
         let write = Box::new(PendingWrite { wish, done, _room: room });
-        // As of a load: one that it never takes was not sent.
+        // The loader ends with the node.
         let _ = self.jobs.send(Job::Change(Change::Write(write)));
         ended.await.unwrap_or_else(|_| {
-            Err(WriteFailure::NotStarted { why: "the database's loader has ended".to_owned(), retry_after: RETRY })
+            let error = DatabaseError::Failed("its loader has ended".to_owned());
+            Err(WriteFailure::Unknown { database: Arc::clone(&self.name), error })
         })
     }
 
@@ -208,7 +209,7 @@ impl Crew {
             if !self.changes.may_send(self.limits.in_flight_max) {
                 return next;
             }
-            if self.refuse_while_away(now) {
+            if self.refuse_while_away(now) || self.refuse_the_first() {
                 continue;
             }
             let slot = match self.spending.as_ref().map(Spending::spend_on_write).transpose() {
@@ -218,6 +219,9 @@ impl Crew {
                     return super::at(now, short).into_iter().chain(next).min();
                 }
             };
+            if self.queue.breaker.state(now) == State::Probing {
+                self.queue.breaker.handle_probe(now);
+            }
             match self.changes.waiting.pop_front() {
                 Some(Change::Write(write)) => self.send_write(now, *write, slot),
                 Some(Change::Raise(tokens, done)) => self.send_raise(now, tokens, done, slot),
@@ -229,11 +233,7 @@ impl Crew {
     /// While the database is left alone nothing is changed in it; the first change after that looks whether it is back.
     fn refuse_while_away(&mut self, now: Instant) -> bool {
         match self.queue.breaker.state(now) {
-            State::Open => false,
-            State::Probing => {
-                self.queue.breaker.handle_probe(now);
-                false
-            }
+            State::Open | State::Probing => false,
             State::Closed(until) => {
                 let retry_after = until.saturating_duration_since(now).max(RETRY);
                 let error = self.last_error.clone().unwrap_or(DatabaseError::TimedOut);
@@ -252,20 +252,28 @@ impl Crew {
         }
     }
 
+    /// Ends the write that is the next one, if it cannot be begun at this moment.
+    fn refuse_the_first(&mut self) -> bool {
+        let why = match self.changes.waiting.front() {
+            Some(Change::Write(write)) if self.regions[&write.wish.region].statements.is_none() => {
+                "the region is not written to"
+            }
+            // One that outlasts the lease would only be refused by the fence, or nobody would know.
+            Some(Change::Write(_)) if self.changes.lease.left() < self.limits.write_timeout => {
+                "the node's lease does not last for as long as a write may"
+            }
+            _ => return false,
+        };
+        if let Some(Change::Write(write)) = self.changes.waiting.pop_front() {
+            write.end(why, RETRY);
+        }
+        true
+    }
+
     fn send_write(&mut self, sent: Instant, write: PendingWrite, slot: Option<HeldSlot>) {
         let PendingWrite { wish, done, _room } = write;
         let prepared = &self.regions[&wish.region];
-        let refuse = |done: oneshot::Sender<WriteEnd>, why: &str| {
-            // As above.
-            let _ = done.send(Err(WriteFailure::NotStarted { why: why.to_owned(), retry_after: RETRY }));
-        };
-        let Some(statements) = &prepared.statements else {
-            return refuse(done, "the region is not written to");
-        };
-        // One that outlasts the lease would only be refused by the fence, or nobody would know.
-        if self.changes.lease.left() < self.limits.write_timeout {
-            return refuse(done, "the node's lease does not last for as long as a write may");
-        }
+        let Some(statements) = &prepared.statements else { return };
         self.metrics.count_operation(LoadReason::Write);
         self.metrics.count_key(LoadReason::Write);
         self.changes.n_writing += 1;
@@ -281,7 +289,8 @@ impl Crew {
             fences: Arc::clone(&self.changes.fences),
             shard: wish.shard,
             token: wish.token,
-            send_by: until,
+            // A slot counts with it for no longer.
+            send_by: until.min(sent + self.limits.operation_timeout),
             until,
             _slot: slot,
         });
@@ -338,6 +347,12 @@ impl Crew {
         }
         self.metrics.load_seconds.observe(sent.elapsed().as_secs_f64());
         let what = if is_raise { "fences could not be raised" } else { "a write failed" };
-        self.take_outcome(sent, what, error.as_ref());
+        match &error {
+            // It may have waited for a row that somebody holds: that says nothing of the database.
+            Some(DatabaseError::TimedOut) if !is_raise => {
+                log::warn!(database = &*self.name; "{what}: it took too long");
+            }
+            error => self.take_outcome(sent, what, error.as_ref()),
+        }
     }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use sharding::fence::Token;
 use sharding::flight::FlightKey;
 use sharding::keys::{Outcome, WriteId};
-use sharding::wire::{AnswerBody, Etag, Failure, FailureCode, Precondition};
+use sharding::wire::{AnswerBody, Etag, Failure, FailureCode, Precondition, VALUE_BYTES_MAX};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::entries::Entry;
@@ -155,13 +155,15 @@ impl Shard {
             }
         };
         let lifetime = region.freshness.lifetime(sent, content.is_none(), fastrand::f64());
-        let content = content.map(|value| (Etag::of(&value), value)).map(|(etag, value)| (value, etag));
+        let is_served = content.as_ref().is_none_or(|value| value.len() <= VALUE_BYTES_MAX);
+        let content = content.map(|value| (value.clone(), Etag::of(&value)));
         let etag = content.as_ref().map(|(_, etag)| *etag);
         let entry = Entry { content, reason: LoadReason::Write, lifetime };
         let keeps = self.keys.handle_written(&key, write, Outcome::Known, next_n);
         self.note_change(key.0, &key.1);
         // The same as of a load; what is not kept is not there any more either.
         let is_kept = keeps
+            && is_served
             && self.owns()
             && region.trust.holds(sent)
             && self.entries[key.0].insert(Box::from(&key.1[..]), entry).is_ok();

@@ -276,7 +276,7 @@ async fn a_write_of_a_shard_that_panics_is_said_to_be_unknown_and_cannot_land_la
 
 #[actix_rt::test]
 async fn a_load_sent_before_the_database_was_heard_again_is_not_joined_afterwards() {
-    let scene = Scene::new(SLOW);
+    let scene = Scene::new(&SLOW.replace("300000", "3000000"));
     scene.forgotten("1").await;
     scene.send(scene.lane_of("1"), 1, "1");
     // Its flight is in the air.

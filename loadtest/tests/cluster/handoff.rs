@@ -34,15 +34,17 @@ fn size() -> (u64, usize) {
 }
 
 /// All in memory, for longer than the test.
-fn warm() -> Running {
+fn warm(n_pods: usize) -> Running {
     let (n_rows, _) = size();
     let rows = format!(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {n_rows}) \
          INSERT INTO things SELECT 'k' || i, 'v' || i || hex(zeroblob(500)) FROM n"
     );
     let config = format!("{DATABASE}{REGION}ttl = \"1h\"\nmax_stale = \"2h\"\n");
-    let it = Scene::configured(&rows, &config).start();
-    settled(&it, 3);
+    let mut scene = Scene::configured(&rows, &config);
+    (scene.options.pods, scene.options.seeds) = (n_pods, Some(3));
+    let it = scene.start();
+    settled(&it, n_pods);
     for first in (1..=n_rows).step_by(500) {
         let keys: Vec<String> = (first..first + 500).map(|i| format!("k{i}")).collect();
         let url = format!("{}/things", it.cluster.url(0));
@@ -95,46 +97,183 @@ fn under_load<T>(it: &Running, work: impl FnOnce() -> T) -> (T, Seen) {
     (done, seen.into_inner().expect("no panic under it"))
 }
 
-/// Keys that were read from the database, whatever for. Nodes that have ended meanwhile have taken their counts along.
-fn database_keys(it: &Running) -> f64 {
-    it.sum("cache_node_database_keys_total", &[])
+/// What a planned change has cost.
+#[derive(Debug, Default)]
+struct Cost {
+    /// Keys that were read from the database, whatever for.
+    keys: f64,
+    /// For how long nobody served each shard that was taken over, in microseconds.
+    pauses: Vec<u64>,
+    cold: f64,
+}
+
+impl Cost {
+    /// Adds what the nodes that run now say, and forgets what one said that is about to end.
+    fn count(&mut self, it: &Running, sign: f64, pods: impl Iterator<Item = usize>) {
+        for pod in pods {
+            let page = it.client.get(format!("{}/metrics", it.cluster.control(pod))).send().and_then(Response::text);
+            // One that has ended has no more to say.
+            let Ok(page) = page else { continue };
+            let samples = Samples::parse(&page);
+            self.keys += sign * samples.sum("cache_node_database_keys_total", &[]);
+            self.cold += sign * samples.sum("cache_node_handoff_cold_total", &[]);
+        }
+    }
+
+    /// Takes in for how long shards were not served that a node has taken over since its start.
+    fn pauses(&mut self, it: &Running, pod: usize) {
+        let page = it.client.get(format!("{}/-/node", it.cluster.control(pod))).send().expect("an answer");
+        let page: serde_json::Value = page.json().expect("JSON");
+        let moves = page["moves"].as_array().cloned().unwrap_or_default();
+        self.pauses.extend(moves.iter().map(|one| one["pause_us"].as_u64().expect("a number")));
+    }
+
+    fn check(mut self, what: &str, mut calm: Seen, mut seen: Seen) {
+        self.pauses.sort_unstable();
+        let pause = |part: usize| Duration::from_micros(self.pauses[(self.pauses.len() - 1) * part / 100]);
+        let (before, during, n_rows) = (calm.p99(), seen.p99(), size().0);
+        println!(
+            "{what}, {n_rows} entries: {} reads, failed {:?}; {} keys read from the database; {} shards moved, {} cold; \
+             nobody served a shard for {:?} (median), {:?} (longest); p99 {before:?} before, {during:?} meanwhile",
+            seen.micros.len(),
+            seen.errors,
+            self.keys,
+            self.pauses.len(),
+            self.cold,
+            pause(50),
+            pause(100),
+        );
+        assert!(seen.errors.is_empty(), "{:?}", seen.errors);
+        assert!(self.keys <= n_rows as f64 / 1000.0, "{self:?}");
+        assert_eq!(self.cold, 0.0);
+        // A busy machine says nothing.
+        if is_long() {
+            assert!(pause(50) < Duration::from_millis(5) && pause(100) < Duration::from_millis(50), "{:?}", pause(100));
+            assert!(during <= 3 * before, "{before:?} {during:?}");
+        }
+    }
+}
+
+/// The most memory that a process has while something happens, as a part of what it had before.
+fn watch_memory(pid: i32, is_over: &AtomicBool) -> f64 {
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.trim().trim_end_matches("kB").trim().parse::<f64>().ok()
+    };
+    let before = resident().expect("it runs");
+    let mut most = before;
+    while let (Some(now), false) = (resident(), is_over.load(Ordering::Relaxed)) {
+        most = most.max(now);
+        std::thread::sleep(PAUSE);
+    }
+    most / before
+}
+
+fn leave(it: &Running, pod: usize) {
+    assert!(it.cluster.signal(Role::Node, pod, Signal::SIGTERM));
+    let status = it.cluster.wait_ended(Role::Node, pod, PATIENCE).expect("it leaves");
+    assert!(status.success(), "{status}");
 }
 
 #[test]
 fn a_rolling_restart_fails_no_read_and_costs_no_read_of_the_database() {
-    let it = warm();
-    let ((), mut calm) = under_load(&it, || std::thread::sleep(Duration::from_secs(2)));
-    let mut cost = 0.0;
-    let ((), mut seen) = under_load(&it, || {
+    let it = warm(3);
+    let ((), calm) = under_load(&it, || std::thread::sleep(Duration::from_secs(2)));
+    let (mut cost, mut memory) = (Cost::default(), 0.0_f64);
+    cost.count(&it, -1.0, 0..3);
+    let ((), seen) = under_load(&it, || {
         for pod in [2, 1, 0] {
-            let before = database_keys(&it);
-            let own = Samples::parse(
-                &it.client
-                    .get(format!("{}/metrics", it.cluster.control(pod)))
-                    .send()
-                    .and_then(Response::text)
-                    .expect("text"),
-            );
-            assert!(it.cluster.signal(Role::Node, pod, Signal::SIGTERM));
-            let status = it.cluster.wait_ended(Role::Node, pod, PATIENCE).expect("it leaves");
-            assert!(status.success(), "{status}");
+            // What it says now is forgotten with it.
+            cost.count(&it, 1.0, pod..=pod);
+            let (pid, is_over) = (it.cluster.pid(Role::Node, pod).expect("it runs"), AtomicBool::new(false));
+            let used = std::thread::scope(|scope| {
+                let watching = scope.spawn(|| watch_memory(pid, &is_over));
+                leave(&it, pod);
+                is_over.store(true, Ordering::Relaxed);
+                watching.join().expect("a watch")
+            });
+            memory = memory.max(used);
             it.cluster.start_again(Role::Node, pod).expect("starts");
             it.cluster.wait_ready(PATIENCE).expect("ready");
             settled(&it, 3);
-            cost += database_keys(&it) - (before - own.sum("cache_node_database_keys_total", &[]));
+            cost.pauses(&it, pod);
         }
     });
-    let warm = it.sum("cache_node_handoff_warm_total", &[]);
-    let cold = it.sum("cache_node_handoff_cold_total", &[]);
-    println!(
-        "rolling restart of three nodes, {} entries: {} reads, p99 {:?} before, {:?} during, failed {:?}; {cost} keys read from \
-         the database; {warm} shards warm and {cold} cold on the nodes that run now",
-        size().0,
-        seen.micros.len(),
-        calm.p99(),
-        seen.p99(),
-        seen.errors,
+    cost.count(&it, 1.0, 0..3);
+    println!("memory of a node that gives everything away: {memory:.2} of before");
+    assert!(!is_long() || memory <= 1.1, "{memory}");
+    cost.check("rolling restart of three nodes", calm, seen);
+}
+
+#[test]
+fn nodes_come_and_go_and_nothing_is_read_again() {
+    let it = warm(5);
+    let of_three = |it: &Running| {
+        [4, 3].into_iter().for_each(|pod| leave(it, pod));
+        settled(it, 3)
+    };
+    of_three(&it);
+    let ((), calm) = under_load(&it, || std::thread::sleep(Duration::from_secs(2)));
+    let mut cost = Cost::default();
+    cost.count(&it, -1.0, 0..3);
+    let ((), seen) = under_load(&it, || {
+        for pod in [3, 4] {
+            it.cluster.start_again(Role::Node, pod).expect("starts");
+        }
+        it.cluster.wait_ready(PATIENCE).expect("ready");
+        settled(&it, 5);
+        [3, 4].into_iter().for_each(|pod| cost.pauses(&it, pod));
+        cost.count(&it, 1.0, 3..5);
+        of_three(&it);
+    });
+    (0..3).for_each(|pod| cost.pauses(&it, pod));
+    cost.count(&it, 1.0, 0..3);
+    cost.check("3 -> 5 -> 3 nodes", calm, seen);
+}
+
+#[test]
+fn of_what_has_no_room_the_most_valuable_arrives() {
+    let n_rows = 6000;
+    let rows = format!(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {n_rows}) \
+         INSERT INTO things SELECT 'k' || i, hex(zeroblob(500)) FROM n"
     );
-    assert!(seen.errors.is_empty(), "{:?}", seen.errors);
-    assert!(cost <= size().0 as f64 / 1000.0, "{cost}");
+    // Three nodes have room for all, two for two thirds of it.
+    let config = format!("{DATABASE}{REGION}ttl = \"1h\"\nmax_stale = \"2h\"\nmax_bytes = \"3MiB\"\n");
+    let it = Scene::configured(&rows, &config).start();
+    settled(&it, 3);
+    let read = |keys: &mut dyn Iterator<Item = usize>| {
+        let keys: Vec<String> = keys.map(|i| format!("k{i}")).collect();
+        for keys in keys.chunks(500) {
+            let url = format!("{}/things", it.cluster.url(0));
+            let answer = it.client.post(url).json(&serde_json::json!({ "keys": keys })).send().expect("an answer");
+            assert_eq!(answer.status(), 200);
+        }
+    };
+    read(&mut (1..=n_rows));
+    // One in four is asked for again and again.
+    (0..5).for_each(|_| read(&mut (1..=n_rows).step_by(4)));
+    let loaded = || {
+        (0..2)
+            .map(|pod| {
+                let page =
+                    it.client.get(format!("{}/metrics", it.cluster.control(pod))).send().and_then(Response::text);
+                Samples::parse(&page.expect("text")).sum("cache_node_database_keys_total", &[])
+            })
+            .sum::<f64>()
+    };
+    leave(&it, 2);
+    settled(&it, 2);
+    let before = loaded();
+    read(&mut (1..=n_rows).step_by(4));
+    let again = loaded() - before;
+    let hot = n_rows as f64 / 4.0;
+    println!("of {hot} entries that are asked for often {again} were read again");
+    assert!(again <= hot / 20.0, "{again} of {hot}");
+    for pod in 0..2 {
+        let samples = it.client.get(format!("{}/metrics", it.cluster.control(pod))).send().and_then(Response::text);
+        let bytes = Samples::parse(&samples.expect("text")).sum("cache_node_entry_bytes", &[]);
+        assert!(bytes <= 3.0 * 1024.0 * 1024.0, "{bytes}");
+    }
 }

@@ -34,11 +34,15 @@ enum Fault {
     /// One router loses one node.
     CutFromRouter,
     Drain,
+    /// A node that gives its shards away is killed in the middle of it.
+    KillSender,
+    /// One that takes them over is.
+    KillReceiver,
     /// The database stands still: writes are answered too late, and land all the same.
     DatabaseStandsStill,
 }
 
-const FAULTS: [Fault; 8] = [
+const FAULTS: [Fault; 10] = [
     Fault::Kill,
     Fault::StandStill,
     Fault::CutOff,
@@ -47,6 +51,8 @@ const FAULTS: [Fault; 8] = [
     Fault::Deaf,
     Fault::CutFromRouter,
     Fault::Drain,
+    Fault::KillSender,
+    Fault::KillReceiver,
 ];
 
 /// One request after the other, until it is over.
@@ -124,6 +130,19 @@ fn strike(it: &mut Scene, fault: Fault, is_coordinator: bool, time: Duration) {
         Fault::Drain => {
             assert!(it.cluster.signal(Role::Node, victim, Signal::SIGTERM));
             restart(it);
+        }
+        Fault::KillSender | Fault::KillReceiver => {
+            assert!(it.cluster.signal(Role::Node, victim, Signal::SIGTERM));
+            // All of it takes some hundred milliseconds.
+            std::thread::sleep(Duration::from_millis(fastrand::u64(..300)));
+            let killed = if fault == Fault::KillSender { victim } else { (victim + 1) % n_pods };
+            // It may have left already.
+            it.cluster.signal(Role::Node, killed, Signal::SIGKILL);
+            restart(it);
+            if killed != victim {
+                it.cluster.wait_ended(Role::Node, killed, PATIENCE).expect("it has ended");
+                it.cluster.start_again(Role::Node, killed).expect("starts");
+            }
         }
         Fault::StandStill => {
             assert!(it.cluster.signal(Role::Node, victim, Signal::SIGSTOP));

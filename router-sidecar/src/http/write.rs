@@ -3,7 +3,7 @@
 use actix_web::http::header::{CONTENT_RANGE, ETAG, HeaderName, IF_MATCH, IF_NONE_MATCH};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
-use sharding::wire::{AnswerBody, Etag, Precondition, RegionInfo, TAGS_MAX, Tags};
+use sharding::wire::{AnswerBody, Etag, Precondition, RegionInfo, TAGS_MAX, Tags, VALUE_BYTES_MAX};
 
 use super::error::Problem;
 use super::{HttpState, batch};
@@ -21,6 +21,9 @@ pub(super) async fn put(
     }
     let precondition = precondition(request)?;
     let value = batch::body(payload, state).await?;
+    if value.len() > VALUE_BYTES_MAX {
+        return Err(Problem::body_too_long(VALUE_BYTES_MAX));
+    }
     let sent = Etag::of(&value);
     let is_new = precondition.if_none_match == Some(Tags::Any);
     let etag = written(state, region, key, Question::Put(precondition, value)).await?;

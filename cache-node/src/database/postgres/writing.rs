@@ -1,7 +1,6 @@
 //! Writes to PostgreSQL: each is one transaction that holds the row of its fence, so that nobody raises it meanwhile.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +12,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Error, Statement};
 
 use super::super::{
-    FENCES, KEY, Raise, Raised, Statements, VALUE, Write, WriteError, Written, may_be_sent, not_this_key,
+    FENCES, KEY, Progress, Raise, Raised, Statements, VALUE, Write, WriteError, Written, check_written, may_be_sent,
     one_statement, other_n_shards, replace_parameter,
 };
 use super::{Asked, Connection, PREPARED_MAX, Postgres, failed, text};
@@ -41,22 +40,6 @@ raised AS (
 SELECT w.shard, (SELECT n_shards FROM other),
     w.shard IN (SELECT shard FROM added UNION ALL SELECT shard FROM raised), f.token
 FROM wanted w LEFT JOIN distributed_cache_fence f ON f.cluster = $1 AND f.shard = w.shard";
-
-/// Where a transaction is that whoever waits for it may give up.
-#[derive(Debug, Default)]
-struct Progress(AtomicU8);
-
-impl Progress {
-    const OPEN: u8 = 0;
-    /// Its COMMIT is on the way: its outcome is the server's.
-    const COMMITTING: u8 = 1;
-    /// It will not be committed.
-    const GIVEN_UP: u8 = 2;
-
-    fn reach(&self, stage: u8) -> bool {
-        self.0.compare_exchange(Self::OPEN, stage, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-}
 
 /// A statement that writes, and how its parameters are bound.
 #[derive(Clone)]
@@ -104,7 +87,7 @@ impl Postgres {
                 .writes
                 .lock()
                 .expect("nothing panics while it holds the lock")
-                .insert(pid, (Arc::clone(&write.region), write.key.clone()));
+                .insert(pid, (Arc::clone(&write.region), Bytes::copy_from_slice(&write.key)));
         }
         let (postgres, progress) = (self.clone(), Arc::new(Progress::default()));
         let stage = Arc::clone(&progress);
@@ -140,11 +123,14 @@ impl Postgres {
     }
 
     async fn writing_connection(&self, until: Instant) -> Result<Connection, DatabaseError> {
-        let idle = self.idle_to_write().pop().filter(|connection| !connection.client.is_closed());
-        match idle {
-            Some(connection) => Ok(connection),
-            None => timeout_at(until, self.connect_to_write()).await.unwrap_or(Err(DatabaseError::TimedOut)),
+        loop {
+            let Some(connection) = self.idle_to_write().pop() else { break };
+            if !connection.client.is_closed() {
+                return Ok(connection);
+            }
+            self.keep_writing_connection(connection, true);
         }
+        timeout_at(until, self.connect_to_write()).await.unwrap_or(Err(DatabaseError::TimedOut))
     }
 
     fn idle_to_write(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
@@ -182,16 +168,20 @@ impl Connection {
         let (content, is_done) = match self.write_inside(write, &storing).await {
             Ok(content) => (content, true),
             Err(Left::As(Written::Done(content))) => (content, false),
-            Err(left) => {
-                self.roll_back(write).await;
-                return match left {
-                    Left::As(written) => Ok(written),
-                    Left::Failed(error) => Err(error),
-                };
+            Err(Left::As(written)) => {
+                self.roll_back().await;
+                return Ok(written);
+            }
+            Err(Left::Failed(error)) => {
+                // The table may be another than when these were prepared.
+                self.prepared.remove(&write.comment);
+                self.storing.remove(&(Arc::clone(&write.comment), write.value.is_some()));
+                self.roll_back().await;
+                return Err(error);
             }
         };
         if !is_done || !progress.reach(Progress::COMMITTING) {
-            self.roll_back(write).await;
+            self.roll_back().await;
             return if is_done {
                 Err(WriteError::NotDone(DatabaseError::TimedOut))
             } else {
@@ -201,7 +191,12 @@ impl Connection {
         match self.client.batch_execute("COMMIT").await {
             Ok(()) => Ok(Written::Done(content)),
             // Deferred constraints, and conflicts, are found out now, and undo it.
-            Err(error) if is_of(&error, &["23", "40"]) => Err(refused(&error)),
+            Err(error)
+                if is_of(&error, &["23", "40"])
+                    && error.code() != Some(&SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN) =>
+            {
+                Err(refused(&error))
+            }
             Err(error) => Err(WriteError::Unknown(failed(&error))),
         }
     }
@@ -245,9 +240,7 @@ impl Connection {
         }
         self.client.execute(&storing.statement, &parameters).await?;
         let content = self.current(write).await?;
-        if write.value.is_some() && content.is_none() {
-            return Err(Left::Failed(not_this_key()));
-        }
+        check_written(write, content.as_ref()).map_err(Left::Failed)?;
         Ok(content)
     }
 
@@ -266,10 +259,7 @@ impl Connection {
         Ok(found.remove(&write.key))
     }
 
-    async fn roll_back(&mut self, write: &Write) {
-        // The table may be another than when these were prepared.
-        self.prepared.remove(&write.comment);
-        self.storing.remove(&(Arc::clone(&write.comment), write.value.is_some()));
+    async fn roll_back(&mut self) {
         // A connection that does not take it is closed, and that undoes as much.
         if !matches!(timeout(ROLLBACK_TIMEOUT, self.client.batch_execute("ROLLBACK")).await, Ok(Ok(()))) {
             log::debug!("a transaction could not be rolled back; its connection is given up");

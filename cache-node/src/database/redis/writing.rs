@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
-use redis::{RedisError, Script, Value};
+use redis::{ErrorKind, RedisError, Script, Value};
 use sharding::fence::Token;
 use tokio::time::timeout_at;
 
@@ -46,13 +46,21 @@ static WRITE: LazyLock<Script> = LazyLock::new(|| {
 /// KEYS: fences. ARGV: n_shards, then shard and token in turn. Answers with the number of shards, then the token of each.
 static RAISE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local known = redis.call('HGET', KEYS[1], 'n_shards')
+        // Texts are compared as the server's locale has it; 13 hexadecimal digits are a number as it is.
+        "local function below(one, other)
+           for at = 1, 52, 13 do
+             local a, b = tonumber(one:sub(at, at + 12), 16), tonumber(other:sub(at, at + 12), 16)
+             if a ~= b then return a < b end
+           end
+           return false
+         end
+         local known = redis.call('HGET', KEYS[1], 'n_shards')
          if known and known ~= ARGV[1] then return {known} end
          redis.call('HSET', KEYS[1], 'n_shards', ARGV[1])
          local found = {ARGV[1]}
          for place = 2, #ARGV, 2 do
            local token = redis.call('HGET', KEYS[1], ARGV[place])
-           if not token or token < ARGV[place + 1] then
+           if not token or below(token, ARGV[place + 1]) then
              token = ARGV[place + 1]
              redis.call('HSET', KEYS[1], ARGV[place], token)
            end
@@ -64,6 +72,12 @@ static RAISE: LazyLock<Script> = LazyLock::new(|| {
 
 fn name_of_fences(fences: &Fences) -> String {
     format!("{FENCES}:{}", fences.cluster.as_str())
+}
+
+/// The key as Redis knows it.
+fn name_of(write: &Write) -> Option<Vec<u8>> {
+    let Query::Redis { key: (before, after), .. } = &*write.query else { return None };
+    Some([before.as_bytes(), &write.key, after.as_bytes()].concat())
 }
 
 /// What a call of the script is to do.
@@ -116,6 +130,9 @@ async fn change(mut connection: MultiplexedConnection, write: Write) -> Result<W
         None => ("del", &b""[..]),
     };
     let mut expected = String::new();
+    if name_of(&write).is_some_and(|name| name == name_of_fences(&write.fences).as_bytes()) {
+        return Err(WriteError::Refused("the fences stand under this key".to_owned()));
+    }
     for _ in 0..TRIES_MAX {
         if !write.precondition.is_none() {
             let look = Call { deed: "look", expected: "", value: b"" };
@@ -134,7 +151,10 @@ async fn change(mut connection: MultiplexedConnection, write: Write) -> Result<W
         }
         let done = call(&mut connection, &write, &Call { deed, expected: &expected, value }).await;
         match done.map_err(|error| write_error(&error))?.as_slice() {
-            [Answer::Text(said), ..] if said == b"done" => return Ok(Written::Done(write.value)),
+            // A copy: what came over the wire holds all that came with it.
+            [Answer::Text(said), ..] if said == b"done" => {
+                return Ok(Written::Done(write.value.map(|value| Bytes::copy_from_slice(&value))));
+            }
             [Answer::Text(said), ..] if said == b"changed" => {}
             _ => return Ok(Written::Fenced),
         }
@@ -153,8 +173,7 @@ async fn call(
     write: &Write,
     Call { deed, expected, value }: &Call<'_>,
 ) -> Result<Vec<Answer>, RedisError> {
-    let Query::Redis { key: (before, after), field } = &*write.query else { return Ok(Vec::new()) };
-    let name = [before.as_bytes(), &write.key, after.as_bytes()].concat();
+    let (Query::Redis { field, .. }, Some(name)) = (&*write.query, name_of(write)) else { return Ok(Vec::new()) };
     let mut script = WRITE.prepare_invoke();
     script.key(name_of_fences(&write.fences)).key(name);
     script.arg(write.shard.0).arg(write.token.to_string()).arg(field.as_deref().unwrap_or_default());
@@ -170,10 +189,9 @@ async fn call(
 
 /// What the server says against a script was found before it wrote; of one that was not answered nobody knows.
 fn write_error(error: &RedisError) -> WriteError {
-    if error.is_io_error() || error.is_timeout() || error.is_connection_dropped() {
-        WriteError::Unknown(failed(error))
-    } else {
-        WriteError::NotDone(failed(error))
+    match error.kind() {
+        ErrorKind::Server(_) | ErrorKind::Extension => WriteError::NotDone(failed(error)),
+        _ => WriteError::Unknown(failed(error)),
     }
 }
 

@@ -1,16 +1,19 @@
 //! Writes to SQLite: each is one transaction that holds the file's lock from its beginning.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rusqlite::{ErrorCode, OptionalExtension as _, named_params};
 use sharding::fence::Token;
 
 use super::super::{
-    FENCES, Raise, Raised, Statements, Write, WriteError, Written, may_be_sent, not_this_key, other_n_shards,
+    FENCES, Progress, Raise, Raised, Statements, Write, WriteError, Written, check_written, may_be_sent, other_n_shards,
 };
 use super::{Query, Sqlite, failed, key_value};
 use crate::database::DatabaseError;
+
+/// SQLite counts the time that it waits for a lock in a number of 31 bits.
+const BUSY_MAX: Duration = Duration::from_secs(3600);
 
 /// How a transaction that is not to be committed ends.
 enum Left {
@@ -50,11 +53,15 @@ impl Sqlite {
     ///
     /// # Errors
     /// [`WriteError`].
-    pub fn write(&mut self, write: &Write) -> Result<Written, WriteError> {
+    pub fn write(&mut self, write: &Write, progress: &Progress) -> Result<Written, WriteError> {
         may_be_sent(write.send_by, write.until).map_err(WriteError::NotDone)?;
         self.begin(write.until).map_err(WriteError::NotDone)?;
         match self.write_inside(write) {
-            Ok(content) => self.commit().map(|()| Written::Done(content)),
+            Ok(content) if progress.reach(Progress::COMMITTING) => self.commit().map(|()| Written::Done(content)),
+            Ok(_) => {
+                self.roll_back();
+                Err(WriteError::NotDone(DatabaseError::TimedOut))
+            }
             Err(left) => {
                 self.roll_back();
                 match left {
@@ -94,9 +101,7 @@ impl Sqlite {
         };
         done.map_err(refused)?;
         let content = self.current(load, write)?;
-        if write.value.is_some() && content.is_none() {
-            return Err(not_this_key().into());
-        }
+        check_written(write, content.as_ref())?;
         Ok(content)
     }
 
@@ -153,8 +158,12 @@ impl Sqlite {
 
     fn begin(&mut self, until: Instant) -> Result<(), DatabaseError> {
         self.stop_at(until)?;
-        self.connection.busy_timeout(until.saturating_duration_since(Instant::now())).map_err(failed)?;
-        self.connection.execute_batch("BEGIN IMMEDIATE").map_err(failed)
+        let wait = until.saturating_duration_since(Instant::now()).min(BUSY_MAX);
+        self.connection.busy_timeout(wait).map_err(failed)?;
+        self.connection.execute_batch("BEGIN IMMEDIATE").map_err(|error| match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => DatabaseError::TimedOut,
+            _ => failed(error),
+        })
     }
 
     fn commit(&self) -> Result<(), WriteError> {
@@ -163,6 +172,11 @@ impl Sqlite {
         let error = failed(error);
         // Still inside of it, so nothing was done. Else SQLite has ended it by itself, one way or the other.
         if self.roll_back() && !is_io { Err(WriteError::NotDone(error)) } else { Err(WriteError::Unknown(error)) }
+    }
+
+    /// Whether a transaction was left open that could not be undone: the connection is not to be used again.
+    pub(super) fn is_stuck(&self) -> bool {
+        !self.connection.is_autocommit()
     }
 
     /// Whether there was something to undo.

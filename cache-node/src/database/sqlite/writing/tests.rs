@@ -69,6 +69,10 @@ fn write(n: u64, key: &str, value: Option<&str>) -> Write {
     }
 }
 
+fn put(sqlite: &mut Sqlite, write: &Write) -> Result<Written, WriteError> {
+    sqlite.write(write, &Progress::default())
+}
+
 fn done(value: Option<&'static str>) -> Result<Written, WriteError> {
     Ok(Written::Done(value.map(Bytes::from)))
 }
@@ -76,21 +80,21 @@ fn done(value: Option<&'static str>) -> Result<Written, WriteError> {
 #[test]
 fn a_value_is_written_and_removed() {
     let (_dir, mut sqlite) = database("TEXT");
-    assert_eq!(sqlite.write(&write(1, "a", Some("one"))), done(Some("one")));
-    assert_eq!(sqlite.write(&write(1, "a", Some("two"))), done(Some("two")));
-    assert_eq!(sqlite.write(&write(1, "a", None)), done(None));
-    assert_eq!(sqlite.write(&write(1, "a", None)), done(None));
+    assert_eq!(put(&mut sqlite, &write(1, "a", Some("one"))), done(Some("one")));
+    assert_eq!(put(&mut sqlite, &write(1, "a", Some("two"))), done(Some("two")));
+    assert_eq!(put(&mut sqlite, &write(1, "a", None)), done(None));
+    assert_eq!(put(&mut sqlite, &write(1, "a", None)), done(None));
 }
 
 #[test]
 fn a_write_goes_through_only_while_its_fence_stands() {
     let (_dir, mut sqlite) = database("TEXT");
     for n in [0, 2] {
-        assert_eq!(sqlite.write(&write(n, "a", Some("one"))), Ok(Written::Fenced));
+        assert_eq!(put(&mut sqlite, &write(n, "a", Some("one"))), Ok(Written::Fenced));
     }
     assert_eq!(sqlite.raise(&raise(1024, &[(7, 3), (8, 1)])), Ok(raised(&[7, 8])));
-    assert_eq!(sqlite.write(&write(1, "a", Some("one"))), Ok(Written::Fenced));
-    assert_eq!(sqlite.write(&write(3, "a", Some("one"))), done(Some("one")));
+    assert_eq!(put(&mut sqlite, &write(1, "a", Some("one"))), Ok(Written::Fenced));
+    assert_eq!(put(&mut sqlite, &write(3, "a", Some("one"))), done(Some("one")));
     let lower = sqlite.raise(&raise(1024, &[(7, 2), (8, 1)])).expect("answered");
     assert_eq!((lower.raised, lower.higher), (vec![ShardId(8)], vec![(ShardId(7), token(3))]));
     let other_shards = sqlite.raise(&raise(512, &[(7, 9)])).expect_err("refused").to_string();
@@ -105,33 +109,33 @@ fn what_is_demanded_is_looked_at_where_the_value_is() {
         ..write(1, "a", Some(value))
     };
     let listed = |value: &str| Some(Tags::Listed(vec![Etag::of(value.as_bytes())]));
-    assert_eq!(sqlite.write(&only(Some(Tags::Any), None, "one")), Ok(Written::Precondition(None)));
-    assert_eq!(sqlite.write(&only(None, Some(Tags::Any), "one")), done(Some("one")));
+    assert_eq!(put(&mut sqlite, &only(Some(Tags::Any), None, "one")), Ok(Written::Precondition(None)));
+    assert_eq!(put(&mut sqlite, &only(None, Some(Tags::Any), "one")), done(Some("one")));
     let there = Ok(Written::Precondition(Some(Bytes::from("one"))));
-    assert_eq!(sqlite.write(&only(None, Some(Tags::Any), "two")), there);
-    assert_eq!(sqlite.write(&only(listed("two"), None, "two")), there);
-    assert_eq!(sqlite.write(&only(listed("one"), None, "two")), done(Some("two")));
-    assert_eq!(sqlite.write(&only(None, listed("one"), "three")), done(Some("three")));
+    assert_eq!(put(&mut sqlite, &only(None, Some(Tags::Any), "two")), there);
+    assert_eq!(put(&mut sqlite, &only(listed("two"), None, "two")), there);
+    assert_eq!(put(&mut sqlite, &only(listed("one"), None, "two")), done(Some("two")));
+    assert_eq!(put(&mut sqlite, &only(None, listed("one"), "three")), done(Some("three")));
 }
 
 #[test]
 fn what_the_database_refuses_is_not_done_and_says_why() {
     let (_dir, mut sqlite) = database("TEXT");
-    let refused = sqlite.write(&write(1, "a", Some("bad"))).expect_err("refused");
+    let refused = put(&mut sqlite, &write(1, "a", Some("bad"))).expect_err("refused");
     assert!(matches!(&refused, WriteError::Refused(why) if why.contains("CHECK")), "{refused:?}");
-    assert_eq!(sqlite.write(&write(1, "a", Some("good"))), done(Some("good")));
+    assert_eq!(put(&mut sqlite, &write(1, "a", Some("good"))), done(Some("good")));
 }
 
 #[test]
 fn a_key_that_the_database_writes_otherwise_is_refused() {
     let (_dir, mut sqlite) = database("INTEGER");
-    assert_eq!(sqlite.write(&write(1, "42", Some("one"))), done(Some("one")));
-    let refused = sqlite.write(&write(1, "042", Some("two"))).expect_err("refused");
+    assert_eq!(put(&mut sqlite, &write(1, "42", Some("one"))), done(Some("one")));
+    let refused = put(&mut sqlite, &write(1, "042", Some("two"))).expect_err("refused");
     assert!(matches!(&refused, WriteError::Refused(why) if why.contains("cannot be read back")), "{refused:?}");
-    assert_eq!(sqlite.write(&write(1, "042", None)), done(None), "there is no such row");
+    assert_eq!(put(&mut sqlite, &write(1, "042", None)), done(None), "there is no such row");
     let demanding = Precondition { if_match: Some(Tags::Listed(vec![Etag::of(b"one")])), if_none_match: None };
     let same = Write { precondition: demanding, ..write(1, "42", Some("three")) };
-    assert_eq!(sqlite.write(&same), done(Some("three")), "what was undone did not change it");
+    assert_eq!(put(&mut sqlite, &same), done(Some("three")), "what was undone did not change it");
 }
 
 #[test]
@@ -140,19 +144,41 @@ fn a_file_that_somebody_else_writes_to_is_waited_for_and_no_longer_than_allowed(
     let other = Connection::open(dir.path().join("test.db")).expect("opens");
     other.execute_batch("BEGIN IMMEDIATE").expect("locks");
     let brief = Write { until: Instant::now() + Duration::from_millis(50), ..write(1, "a", Some("one")) };
-    let refused = sqlite.write(&brief).expect_err("locked");
+    let refused = put(&mut sqlite, &brief).expect_err("locked");
     assert!(matches!(refused, WriteError::NotDone(_)), "{refused:?}");
     other.execute_batch("COMMIT").expect("unlocks");
-    assert_eq!(sqlite.write(&write(1, "a", Some("one"))), done(Some("one")));
+    assert_eq!(put(&mut sqlite, &write(1, "a", Some("one"))), done(Some("one")));
 }
 
 #[test]
 fn what_comes_after_a_write_has_a_time_of_its_own() {
     let (_dir, mut sqlite) = database("TEXT");
     let brief = Write { until: Instant::now() + Duration::from_millis(20), ..write(1, "a", Some("one")) };
-    assert_eq!(sqlite.write(&brief), done(Some("one")));
+    assert_eq!(put(&mut sqlite, &brief), done(Some("one")));
     std::thread::sleep(Duration::from_millis(30));
     // Enough of them for SQLite to ask whether to go on.
     let many: Vec<(u16, u64)> = (0..1024).map(|shard| (shard, 2)).collect();
     assert_eq!(sqlite.raise(&raise(1024, &many)).expect("raised").raised.len(), 1024);
+}
+
+#[test]
+fn a_write_that_was_given_up_before_its_commit_is_undone() {
+    let (_dir, mut sqlite) = database("TEXT");
+    let progress = Progress::default();
+    assert!(progress.reach(Progress::GIVEN_UP));
+    let given_up = sqlite.write(&write(1, "a", Some("one")), &progress);
+    assert_eq!(given_up, Err(WriteError::NotDone(DatabaseError::TimedOut)));
+    let only_new = Precondition { if_match: None, if_none_match: Some(Tags::Any) };
+    let new = Write { precondition: only_new, ..write(1, "a", Some("two")) };
+    assert_eq!(put(&mut sqlite, &new), done(Some("two")), "nothing was there");
+}
+
+#[test]
+fn a_row_that_stays_after_it_was_removed_is_said_to() {
+    let (_dir, mut sqlite) = database("TEXT");
+    assert_eq!(put(&mut sqlite, &write(1, "a", Some("one"))), done(Some("one")));
+    let remove = "DELETE FROM things WHERE id = :key AND body <> 'one'".to_owned();
+    let statements = Arc::new(Statements::Sql { store: STORE.to_owned(), remove });
+    let refused = put(&mut sqlite, &Write { statements, ..write(1, "a", None) }).expect_err("refused");
+    assert!(matches!(&refused, WriteError::Refused(why) if why.contains("still there")), "{refused:?}");
 }
