@@ -194,15 +194,16 @@ impl Membership {
 
     /// Does all that is due; gives the next wake-up.
     fn drive(&mut self, now: Now) -> Duration {
-        if self.ownership.n_giving() > 0 && self.moved_at.elapsed().min(self.node.since_pull()) > NOT_PULLED_MAX {
-            self.hurry(now);
-        }
         let mut wake = self.ownership.next_renew();
         if let Some(seed) = &mut self.seed {
             wake = wake.min(seed.poll(now));
         }
         // First: a share that was taken back must be known to its loader before it is said to be free.
         self.perform_all(now);
+        // What is to be given is known to be since then.
+        if self.ownership.n_giving() > 0 && self.moved_at.elapsed().min(self.node.since_pull()) > NOT_PULLED_MAX {
+            self.hurry(now);
+        }
         let node = Arc::clone(&self.node);
         let used = || node.spendings().map(Spending::used).collect();
         if let Some(renew) = self.ownership.poll_renew(now, used) {

@@ -266,7 +266,7 @@ impl Shard {
         // Whoever had the shard before may have had it in memory, unless that is too long ago.
         let is_recent = now < self.began + self.node.regions[region].freshness.max_stale;
         match self.serve.after {
-            After::Move if is_recent => LoadReason::Moved,
+            After::Move | After::Sealed(_) if is_recent => LoadReason::Moved,
             After::Crash if is_recent => LoadReason::Crashed,
             _ => LoadReason::Cold,
         }

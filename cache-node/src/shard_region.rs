@@ -24,7 +24,7 @@ use crate::pass_through::PassThrough;
 use crate::region::Region;
 use crate::shard::entries::Entries;
 use crate::shard::{Batch, Op, Resize, Shard, Stop, Sweep, Work};
-use crate::taking::{Taking, Wish};
+use crate::taking::{Beginning, Taking, Wish};
 
 /// Every shard is swept once in this time.
 const SWEEP_PERIOD: Duration = Duration::from_secs(30);
@@ -54,6 +54,13 @@ impl Lane {
         self.node.regions.iter().map(part).collect()
     }
 
+    /// A grant that has waited is acted on.
+    pub(crate) fn grant_again(&self, serve: Serve) {
+        if let Some(lanes) = self.lanes.get() {
+            lanes[usize::from(self.number)].do_send(serve);
+        }
+    }
+
     /// Gives every request to its shard: in one message for each shard, on this thread. What belongs to another lane
     /// crosses to it; what this node does not own is answered "misdirected".
     pub(crate) fn dispatch(self: &Rc<Self>, mut works: Vec<Work>) {
@@ -78,7 +85,7 @@ impl Lane {
             }
             return;
         }
-        if self.node.is_taking(shard) && !self.owns(shard) {
+        if self.shards.borrow().get(shard.index()).is_none_or(Option::is_none) {
             works = works.into_iter().filter_map(|work| self.taking.park(self, work)).collect();
         }
         if works.iter().any(|work| matches!(work.op, Op::PassThrough)) && !self.owns(shard) {
@@ -259,10 +266,11 @@ impl Handler<Serve> for ShardRegion {
 
     fn handle(&mut self, serve: Serve, ctx: &mut Context<Self>) {
         let shard = serve.shard;
-        let (warm, parked) = self.lane.taking.take(&self.lane, shard, serve.after);
+        let Some(Beginning { entries, parked, said }) = self.lane.taking.take(&self.lane, serve) else { return };
         // What was in memory of the owner before is in memory here: nothing was lost.
-        let after = if warm.is_some() { After::Nobody } else { serve.after };
-        self.start_shard(Serve { after, ..serve }, warm, ctx.address());
+        let after = if entries.is_some() { After::Nobody } else { serve.after };
+        self.start_shard(Serve { after, ..serve }, entries, ctx.address());
+        said.into_iter().for_each(|says| ctx.address().do_send(says));
         if !parked.is_empty() {
             self.lane.dispatch(parked);
         }
@@ -298,6 +306,7 @@ impl Handler<FenceSays> for ShardRegion {
     type Result = ();
 
     fn handle(&mut self, says: FenceSays, _: &mut Context<Self>) {
+        let Some(says) = self.lane.taking.keep(says) else { return };
         let is_meant = self
             .serves
             .get(says.shard.index())
@@ -317,6 +326,9 @@ impl Handler<Release> for ShardRegion {
             gone.do_send(Stop);
             self.serves[shard.index()] = None;
             self.lane.node.serving.dec();
+        } else {
+            // It may wait for the answer to its seal.
+            self.lane.taking.handle_release(&self.lane, shard);
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::node::MovePage;
 use crate::shard::Work;
 use crate::shard::entries::{Entries, Entry};
 use crate::shard::freshness::Lifetime;
-use crate::shard_region::Lane;
+use crate::shard_region::{FenceSays, Lane, Serve};
 
 /// Longest time for a chunk, and for a seal: that waits for writes.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -55,11 +55,27 @@ struct Incoming {
     entries: Vec<Entries>,
     /// Keys that the database has said to have changed meanwhile.
     noticed: HashSet<FlightKey>,
-    /// The other one has sealed it, and said all.
-    sealed_at: Option<Instant>,
+    /// When the other one was asked to seal it.
+    seal_asked_at: Option<Instant>,
+    /// It has sealed it, and said all.
+    is_sealed: bool,
+    /// The grant may overtake the answer to the seal: then it waits here for that, with what is said of its fences.
+    granted: Option<Serve>,
+    said: Vec<FenceSays>,
     parked: Vec<Work>,
     page: MovePage,
     began: Instant,
+}
+
+/// What a shard begins with.
+#[derive(Default)]
+pub(crate) struct Beginning {
+    /// `None`: with nothing in memory.
+    pub(crate) entries: Option<Vec<Entries>>,
+    /// Requests that came before it was granted.
+    pub(crate) parked: Vec<Work>,
+    /// What was said of its fences.
+    pub(crate) said: Vec<FenceSays>,
 }
 
 /// The shards that a lane takes over. All of it lives on the lane's thread.
@@ -76,7 +92,7 @@ impl Taking {
         let wished: BTreeMap<ShardId, Wish> = wishes.into_iter().map(|wish| (wish.transfer.shard, wish)).collect();
         let is_wished = |shard: &ShardId, incoming: &Incoming| {
             // One that is sealed is granted with the same breath.
-            incoming.sealed_at.is_some_and(|at| at.elapsed() < SEALED_FOR)
+            incoming.seal_asked_at.is_some_and(|at| at.elapsed() < SEALED_FOR)
                 || wished.get(shard).is_some_and(|wish| wish.transfer.since == incoming.since)
         };
         let mut all = self.incoming.borrow_mut();
@@ -104,7 +120,7 @@ impl Taking {
     /// Has a request wait for its shard, if that is about to be granted; else gives it back.
     pub(crate) fn park(&self, lane: &Rc<Lane>, work: Work) -> Option<Work> {
         let mut all = self.incoming.borrow_mut();
-        match all.get_mut(&work.shard).filter(|incoming| incoming.sealed_at.is_some()) {
+        match all.get_mut(&work.shard).filter(|incoming| incoming.seal_asked_at.is_some()) {
             Some(incoming) if incoming.parked.len() < PARKED_MAX => {
                 if incoming.parked.is_empty() {
                     let (lane, shard) = (Rc::clone(lane), work.shard);
@@ -125,30 +141,72 @@ impl Taking {
         parked.into_iter().flatten().for_each(|work| lane.node.misdirect(work));
     }
 
-    /// A shard is granted: what it begins with, if what was taken over is all there is to know of it. Requests wait in any
-    /// case.
-    pub(crate) fn take(&self, lane: &Lane, shard: ShardId, after: After) -> (Option<Vec<Entries>>, Vec<Work>) {
+    /// A shard is granted: what it begins with. `None`: that is known soon, and then it is granted again.
+    pub(crate) fn take(&self, lane: &Lane, serve: Serve) -> Option<Beginning> {
+        let shard = serve.shard;
         self.wished.borrow_mut().remove(&shard);
-        let Some(incoming) = self.incoming.borrow_mut().remove(&shard) else {
-            if matches!(after, After::Sealed(_)) {
-                lane.node.metrics.handoff.cold.inc();
-            }
-            return (None, Vec::new());
-        };
-        let Incoming { since, entries, sealed_at, parked, mut page, began, .. } = incoming;
+        let mut all = self.incoming.borrow_mut();
         let metrics = &lane.node.metrics.handoff;
-        let Some(sealed_at) = sealed_at.filter(|_| after == After::Sealed(since)) else {
-            metrics.cold.inc();
-            return (None, parked);
+        let is_of = |incoming: &Incoming| serve.after == After::Sealed(incoming.since);
+        if let Some(incoming) = all.get_mut(&shard)
+            && is_of(incoming)
+            && !incoming.is_sealed
+            && incoming.seal_asked_at.is_some()
+        {
+            incoming.granted = Some(serve);
+            return None;
+        }
+        let Some(incoming) = all.remove(&shard) else {
+            if matches!(serve.after, After::Sealed(_)) {
+                metrics.cold.inc();
+            }
+            return Some(Beginning::default());
         };
-        let pause = sealed_at.elapsed();
+        let is_warm = is_of(&incoming) && incoming.is_sealed;
+        let Incoming { entries, seal_asked_at, parked, said, mut page, began, .. } = incoming;
+        if !is_warm {
+            metrics.cold.inc();
+            return Some(Beginning { entries: None, parked, said });
+        }
+        let pause = seal_asked_at.map_or(Duration::ZERO, |at| at.elapsed());
         metrics.warm.inc();
         metrics.pause_seconds.observe(pause.as_secs_f64());
         metrics.seconds.observe(began.elapsed().as_secs_f64());
         page.duration_ms = millis(began.elapsed());
         page.pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
         lane.node.note_move(page);
-        (Some(entries), parked)
+        Some(Beginning { entries: Some(entries), parked, said })
+    }
+
+    /// Keeps what is said of the fence of a shard that waits for the answer to its seal; gives back any other.
+    pub(crate) fn keep(&self, says: FenceSays) -> Option<FenceSays> {
+        let mut all = self.incoming.borrow_mut();
+        match all.get_mut(&says.shard) {
+            Some(incoming) if incoming.granted.is_some_and(|serve| serve.tenure == says.tenure) => {
+                incoming.said.push(says);
+                None
+            }
+            _ => Some(says),
+        }
+    }
+
+    /// A shard is not granted any more.
+    pub(crate) fn handle_release(&self, lane: &Lane, shard: ShardId) {
+        let dropped = self.incoming.borrow_mut().remove(&shard);
+        dropped.into_iter().flat_map(|incoming| incoming.parked).for_each(|work| lane.node.misdirect(work));
+    }
+
+    /// The seal was answered, or will not be.
+    fn handle_sealed(&self, lane: &Lane, shard: ShardId, is_sealed: bool) {
+        let mut all = self.incoming.borrow_mut();
+        let Some(incoming) = all.get_mut(&shard) else { return };
+        incoming.is_sealed = is_sealed;
+        if !is_sealed {
+            incoming.seal_asked_at = None;
+        }
+        if let Some(serve) = incoming.granted.take() {
+            lane.grant_again(serve);
+        }
     }
 
     fn next(&self, n: usize) -> Vec<Wish> {
@@ -187,8 +245,7 @@ impl Taking {
         let shard = wish.transfer.shard;
         log::info!(shard = shard.0, from:% = wish.transfer.peer; "a shard could not be taken over");
         self.wished.borrow_mut().remove(&shard);
-        let dropped = self.incoming.borrow_mut().remove(&shard);
-        dropped.into_iter().flat_map(|incoming| incoming.parked).for_each(|work| lane.node.misdirect(work));
+        self.handle_release(lane, shard);
     }
 
     /// Puts a chunk in; whether the rest is worth pulling. `None`: it is not to be taken over any more.
@@ -257,7 +314,10 @@ async fn pull(lane: &Rc<Lane>, wish: &Wish) -> bool {
         since,
         entries: lane.empty_entries(),
         noticed: HashSet::new(),
-        sealed_at: None,
+        seal_asked_at: None,
+        is_sealed: false,
+        granted: None,
+        said: Vec::new(),
         parked: Vec::new(),
         page,
         began: Instant::now(),
@@ -289,18 +349,19 @@ async fn seal(lane: &Rc<Lane>, wish: &Wish) {
     let Transfer { shard, since, .. } = wish.transfer;
     for _ in 0..SEAL_TRIES_MAX {
         let asked_at = Instant::now();
+        if let Some(incoming) = lane.taking.incoming.borrow_mut().get_mut(&shard) {
+            incoming.seal_asked_at = Some(asked_at);
+        }
         match ask(lane, wish, RequestBody::Seal(Pull { shard, since, cursor: 0 })).await {
             Some(Ok(chunk)) => {
-                if lane.taking.put_in(lane, wish, chunk, asked_at).is_some()
-                    && let Some(incoming) = lane.taking.incoming.borrow_mut().get_mut(&shard)
-                {
-                    incoming.sealed_at = Some(asked_at);
-                }
+                let is_whole = lane.taking.put_in(lane, wish, chunk, asked_at).is_some();
+                lane.taking.handle_sealed(lane, shard, is_whole);
                 return;
             }
             Some(Err(pause)) => sleep(pause.max(TOO_EARLY)).await,
             None => break,
         }
     }
+    lane.taking.handle_sealed(lane, shard, false);
     lane.taking.give_up(lane, wish);
 }

@@ -144,7 +144,7 @@ impl Cost {
             pause(100),
         );
         assert!(seen.errors.is_empty(), "{:?}", seen.errors);
-        assert!(self.keys <= n_rows as f64 / 1000.0, "{self:?}");
+        assert!(self.keys <= n_rows as f64 / 1000.0, "{}", self.keys);
         assert_eq!(self.cold, 0.0);
         // A busy machine says nothing.
         if is_long() {
