@@ -5,12 +5,15 @@
 //! anew before it is served (H21).
 
 use std::cell::Cell;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::Addr;
 use bytes::Bytes;
+use sharding::flight::FlightKey;
 use sharding::hash::shard_of;
+use sharding::id::ShardId;
 use tokio::sync::mpsc;
 
 use crate::database::{Announcement, Announcer, Query};
@@ -26,6 +29,41 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 const JITTER: f64 = 0.5;
 /// Most notices on their way to the shards. One more, and all of its region is read anew: that is known at once.
 pub(crate) const NOTICES_MAX: usize = 10_000;
+
+/// Notices of others' shards are remembered for so long: whoever gives one of them to this node may hear of it later.
+const HEARD_FOR: Duration = Duration::from_secs(10);
+/// Most such notices.
+const HEARD_MAX: usize = 10_000;
+
+/// Notices of keys whose shards this node neither serves nor takes over.
+#[derive(Debug, Default)]
+pub(crate) struct Heard {
+    notices: VecDeque<(Instant, ShardId, FlightKey)>,
+    /// When one was forgotten before its time.
+    lost_at: Option<Instant>,
+}
+
+impl Heard {
+    fn take(&mut self, now: Instant, shard: ShardId, key: FlightKey) {
+        while self.notices.front().is_some_and(|(at, ..)| *at + HEARD_FOR <= now) {
+            self.notices.pop_front();
+        }
+        if self.notices.len() >= HEARD_MAX {
+            self.notices.pop_front();
+            self.lost_at = Some(now);
+        }
+        self.notices.push_back((now, shard, key));
+    }
+
+    /// Keys of a shard that have changed lately. `None`: there were too many to remember.
+    pub(crate) fn of_shard(&self, shard: ShardId, now: Instant) -> Option<HashSet<FlightKey>> {
+        if self.lost_at.is_some_and(|at| now < at + HEARD_FOR) {
+            return None;
+        }
+        let recent = self.notices.iter().filter(|(at, of, _)| *of == shard && now < *at + HEARD_FOR);
+        Some(recent.map(|(_, _, key)| key.clone()).collect())
+    }
+}
 
 /// A database that announces, and its regions.
 pub(crate) struct Announcing {
@@ -100,6 +138,7 @@ impl Announcing {
     fn pass_on(&self, node: &Node, lanes: &[Addr<ShardRegion>], region: usize, key: Bytes) {
         let shard = shard_of(&node.regions[region].name, &key, node.n_shards);
         if !node.serves(shard) && !node.is_taking(shard) {
+            node.heard().take(Instant::now(), shard, (region, key));
             return;
         }
         let Ok(permit) = Arc::clone(&node.notices).try_acquire_owned() else {
@@ -107,5 +146,23 @@ impl Announcing {
             return;
         };
         lanes[usize::from(shard.lane(node.n_lanes))].do_send(Notice { shard, region, key, permit });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_heard_of_others_shards_is_remembered_for_a_while() {
+        let (mut heard, start) = (Heard::default(), Instant::now());
+        let key = |name: &'static str| (0, Bytes::from(name));
+        heard.take(start, ShardId(1), key("a"));
+        heard.take(start, ShardId(2), key("b"));
+        assert_eq!(heard.of_shard(ShardId(1), start), Some(HashSet::from([key("a")])));
+        assert_eq!(heard.of_shard(ShardId(1), start + HEARD_FOR), Some(HashSet::new()));
+        (0..HEARD_MAX).for_each(|_| heard.take(start, ShardId(3), key("c")));
+        assert_eq!(heard.of_shard(ShardId(1), start), None, "it may have been forgotten");
+        assert_eq!(heard.of_shard(ShardId(1), start + HEARD_FOR), Some(HashSet::new()));
     }
 }

@@ -276,11 +276,11 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
         RequestBody::Delete(ask, precondition) => {
             (Op::Write(Box::new(Writing { value: None, precondition, _room: None })), ask)
         }
-        RequestBody::Pull(Pull { shard, since, cursor }) => {
-            return Some(Work::of_shard(Op::Pull { since, cursor }, shard, reply));
+        RequestBody::Pull(Pull { shard, since, cursor, number }) => {
+            return Some(Work::of_shard(Op::Pull { since, cursor, number }, shard, reply));
         }
-        RequestBody::Seal(Pull { shard, since, .. }) => {
-            return Some(Work::of_shard(Op::Seal { since }, shard, reply));
+        RequestBody::Seal(Pull { shard, since, number, .. }) => {
+            return Some(Work::of_shard(Op::Seal { since, number }, shard, reply));
         }
         RequestBody::GetMap => {
             match node.map() {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::num::NonZeroU16;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, RwLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -20,7 +20,7 @@ use sharding::wire::AnswerBody;
 use tokio::sync::{Semaphore, watch};
 use transport::names::Names;
 
-use crate::announcing::{self, Announcing};
+use crate::announcing::{self, Announcing, Heard};
 use crate::config::{Args, CacheConfig};
 use crate::fencing::{FenceRequests, Fencing, Wanted};
 use crate::lease::HeldLease;
@@ -89,6 +89,8 @@ pub(crate) struct Node {
     handoff_rate: u64,
     /// Where the membership is told of what happens to shards.
     inbox: OnceLock<Inbox>,
+    /// Notices of shards that are others'.
+    heard: Mutex<Heard>,
     /// Shards that were taken over lately, the newest last.
     moves: Mutex<VecDeque<MovePage>>,
     n_owned: AtomicUsize,
@@ -162,6 +164,7 @@ impl Node {
             pulled_at: AtomicU64::new(0),
             handoff_rate: args.handoff_bytes_per_second,
             inbox: OnceLock::new(),
+            heard: Mutex::default(),
             moves: Mutex::default(),
             n_owned: AtomicUsize::new(0),
             votes: AtomicBool::new(place.ordinal.is_none()),
@@ -243,6 +246,11 @@ impl Node {
             // It ends only with the node.
             let _ = inbox.send(Inbound::Sealed(shard, since)).await;
         });
+    }
+
+    /// What was announced of others' shards.
+    pub(crate) fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().expect("nothing panics while it holds the lock")
     }
 
     /// Which shards are to be given away, and which are to be taken over.

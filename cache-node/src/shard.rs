@@ -69,10 +69,12 @@ pub(crate) enum Op {
     Pull {
         since: Epoch,
         cursor: u32,
+        number: u32,
     },
     /// Serve the shard no more, and hand over the rest.
     Seal {
         since: Epoch,
+        number: u32,
     },
 }
 
@@ -483,8 +485,8 @@ impl Handler<Batch> for Shard {
                     work.op = op;
                     self.park(work, now);
                 }
-                Op::Pull { since, cursor } => self.pull(work, since, cursor, now),
-                Op::Seal { since } => self.want_seal(work, since),
+                Op::Pull { since, cursor, number } => self.pull(work, since, (cursor, number), now),
+                Op::Seal { since, number } => self.want_seal(work, since, number),
                 Op::Get | Op::PassThrough => self.get(work, now),
                 Op::Invalidate => self.invalidate(work, false),
                 Op::InvalidatePrefix => self.invalidate(work, true),

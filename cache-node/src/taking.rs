@@ -52,6 +52,8 @@ pub(crate) struct Wish {
 struct Incoming {
     /// Since when it belonged to the one that gave it.
     since: Epoch,
+    /// Of the pull, as the other one has said.
+    number: u32,
     entries: Vec<Entries>,
     /// Keys that the database has said to have changed meanwhile.
     noticed: HashSet<FlightKey>,
@@ -310,10 +312,13 @@ async fn ask(lane: &Lane, wish: &Wish, body: RequestBody) -> Option<Result<Chunk
 async fn pull(lane: &Rc<Lane>, wish: &Wish) -> bool {
     let Transfer { shard, since, .. } = wish.transfer;
     let page = MovePage { shard, from: wish.transfer.peer.clone(), entries: 0, bytes: 0, duration_ms: 0, pause_us: 0 };
+    // The other one may hear later of what was heard here before.
+    let Some(noticed) = lane.node.heard().of_shard(shard, Instant::now()) else { return false };
     let incoming = Incoming {
         since,
+        number: 0,
         entries: lane.empty_entries(),
-        noticed: HashSet::new(),
+        noticed,
         seal_asked_at: None,
         is_sealed: false,
         granted: None,
@@ -323,16 +328,20 @@ async fn pull(lane: &Rc<Lane>, wish: &Wish) -> bool {
         began: Instant::now(),
     };
     lane.taking.incoming.borrow_mut().insert(shard, incoming);
-    let mut cursor = 0;
+    let (mut cursor, mut number) = (0, 0);
     loop {
         let asked_at = Instant::now();
-        let Some(Ok(chunk)) = ask(lane, wish, RequestBody::Pull(Pull { shard, since, cursor })).await else {
+        let Some(Ok(chunk)) = ask(lane, wish, RequestBody::Pull(Pull { shard, since, cursor, number })).await else {
             return false;
         };
         let (next, bytes) = (
             chunk.next,
             chunk.entries.iter().map(|entry| entry.value.as_ref().map_or(0, bytes::Bytes::len)).sum::<usize>(),
         );
+        number = chunk.number;
+        if let Some(incoming) = lane.taking.incoming.borrow_mut().get_mut(&shard) {
+            incoming.number = number;
+        }
         match lane.taking.put_in(lane, wish, chunk, asked_at) {
             None => return false,
             Some(false) => return true,
@@ -349,10 +358,14 @@ async fn seal(lane: &Rc<Lane>, wish: &Wish) {
     let Transfer { shard, since, .. } = wish.transfer;
     for _ in 0..SEAL_TRIES_MAX {
         let asked_at = Instant::now();
-        if let Some(incoming) = lane.taking.incoming.borrow_mut().get_mut(&shard) {
-            incoming.seal_asked_at = Some(asked_at);
-        }
-        match ask(lane, wish, RequestBody::Seal(Pull { shard, since, cursor: 0 })).await {
+        let number = match lane.taking.incoming.borrow_mut().get_mut(&shard) {
+            None => break,
+            Some(incoming) => {
+                incoming.seal_asked_at = Some(asked_at);
+                incoming.number
+            }
+        };
+        match ask(lane, wish, RequestBody::Seal(Pull { shard, since, cursor: 0, number })).await {
             Some(Ok(chunk)) => {
                 let is_whole = lane.taking.put_in(lane, wish, chunk, asked_at).is_some();
                 lane.taking.handle_sealed(lane, shard, is_whole);

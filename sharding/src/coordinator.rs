@@ -259,11 +259,13 @@ impl Coordinator {
                 has_adopted = true;
             }
         }
-        for &(shard, since) in &renew.sealed {
+        // What it has sealed may have been granted since, to somebody who is gone: what was taken over from it is worth
+        // nothing.
+        for &(shard, _) in &renew.sealed {
             if let Some(seat @ Seat::Free { .. }) = self.seats.get_mut(shard.index())
                 && now.boot < self.adopts_until
             {
-                *seat = Seat::Free { after: After::Sealed(since) };
+                *seat = Seat::Free { after: After::Move };
                 has_adopted = true;
             }
         }
@@ -367,8 +369,14 @@ impl Coordinator {
             .seats
             .iter()
             .map(|seat| {
-                let (by, _) = seat.owner()?;
-                targets.iter().find(|(life, _)| *life == by).map(|(_, node)| node.clone())
+                let target =
+                    |by: Incarnation| targets.iter().find(|(life, _)| *life == by).map(|(_, node)| node.clone());
+                // What is on its way goes on to where it is going: that one has a part of it already.
+                match *seat {
+                    Seat::Moving { to: Some(to), .. } => target(to),
+                    _ => None,
+                }
+                .or_else(|| target(seat.owner()?.0))
             })
             .collect();
         let table = assign(self.map.n_shards(), &previous, &nodes);
@@ -376,12 +384,6 @@ impl Coordinator {
         let mut changed = false;
         for (at, seat) in self.seats.iter_mut().enumerate() {
             let wanted = table.get(at).map(|&target| targets[target].0);
-            // Whoever takes it over already has some of it: where else it should be is seen afterwards.
-            if let Seat::Moving { to: Some(to), .. } = seat
-                && targets.iter().any(|(life, _)| life == to)
-            {
-                continue;
-            }
             let after = match (*seat, wanted) {
                 (Seat::Free { after }, Some(by)) => Seat::Owned { by, since: next, after },
                 (Seat::Owned { by, since, after }, to) if to != Some(by) => {

@@ -28,6 +28,8 @@ const TOO_EARLY: Duration = Duration::from_millis(10);
 /// What is being handed over.
 #[derive(Debug)]
 pub(super) struct Handing {
+    /// Which pull: whoever began another one has what has changed since noted for it.
+    number: u32,
     /// The keys that there were at the first chunk, the most valuable first.
     order: Vec<FlightKey>,
     /// Keys that have changed since.
@@ -63,7 +65,7 @@ impl Shard {
 
     /// The same of all keys that begin so.
     pub(super) fn note_changes(&mut self, region: usize, prefix: &[u8]) {
-        if let Some(Handing { order, changed }) = &mut self.handing {
+        if let Some(Handing { order, changed, .. }) = &mut self.handing {
             changed.extend(order.iter().filter(|(of, key)| *of == region && key.starts_with(prefix)).cloned());
         }
     }
@@ -73,18 +75,21 @@ impl Shard {
     }
 
     /// Gives a part of what is in memory.
-    pub(super) fn pull(&mut self, work: Work, since: Epoch, cursor: u32, now: Instant) {
+    pub(super) fn pull(&mut self, work: Work, since: Epoch, (cursor, number): (u32, u32), now: Instant) {
         self.node.note_pull();
         if since != self.serve.since || !self.is_open() {
             return work.reply.fail(FailureCode::NotApplied, TOO_EARLY, "the shard is not to be had here");
         }
         if cursor == 0 {
-            self.handing = Some(Handing { order: self.by_value(), changed: BTreeSet::new() });
+            let number = fastrand::u32(1..);
+            self.handing = Some(Handing { number, order: self.by_value(), changed: BTreeSet::new() });
         }
-        let Some(mut handing) = self.handing.take() else {
+        let is_of = |handing: &mut Handing| cursor == 0 || handing.number == number;
+        let Some(mut handing) = self.handing.take_if(is_of) else {
             return work.reply.fail(FailureCode::NotApplied, TOO_EARLY, "a shard is pulled from its beginning");
         };
-        let (mut chunk, mut bytes, mut at) = (Chunk::default(), 0, cursor as usize);
+        let mut chunk = Chunk { number: handing.number, ..Chunk::default() };
+        let (mut bytes, mut at) = (0, cursor as usize);
         while bytes < CHUNK_BYTES && chunk.entries.len() < CHUNK_ENTRIES_MAX && at < handing.order.len() {
             let key = &handing.order[at];
             match self.handed(key, now) {
@@ -133,8 +138,11 @@ impl Shard {
     }
 
     /// The next owner has what was here, and asks for the rest.
-    pub(super) fn want_seal(&mut self, work: Work, since: Epoch) {
+    pub(super) fn want_seal(&mut self, work: Work, since: Epoch, number: u32) {
         self.node.note_pull();
+        if self.handing.as_ref().is_none_or(|handing| handing.number != number) {
+            return work.reply.fail(FailureCode::NotApplied, TOO_EARLY, "another has begun to pull the shard");
+        }
         if since != self.serve.since || !self.is_open() || !self.node.is_giving(self.serve.shard, self.serve.tenure) {
             return work.reply.fail(FailureCode::NotApplied, TOO_EARLY, "the shard is not to be given away yet");
         }
@@ -160,6 +168,8 @@ impl Shard {
         if self.keys.n_writing() > 0 || !matches!(self.seal, Seal::Wanted(_)) {
             return;
         }
+        // One that the fence has refused meanwhile would be written again.
+        self.send_on();
         let Seal::Wanted(reply) = std::mem::replace(&mut self.seal, Seal::Sealed) else { return };
         let changed = self.handing.take().map(|handing| handing.changed).unwrap_or_default();
         let (mut chunk, mut bytes) = (Chunk::default(), 0);

@@ -42,7 +42,7 @@ enum Fault {
     DatabaseStandsStill,
 }
 
-const FAULTS: [Fault; 10] = [
+const FAULTS: [Fault; 8] = [
     Fault::Kill,
     Fault::StandStill,
     Fault::CutOff,
@@ -51,9 +51,10 @@ const FAULTS: [Fault; 10] = [
     Fault::Deaf,
     Fault::CutFromRouter,
     Fault::Drain,
-    Fault::KillSender,
-    Fault::KillReceiver,
 ];
+
+/// In the middle of a hand-off; every other time the sender is the coordinator.
+const FAULTS_OF_HANDOFF: [Fault; 2] = [Fault::KillSender, Fault::KillReceiver];
 
 /// One request after the other, until it is over.
 fn client(routers: &[String], recorder: &Recorder, number: u64, run: usize, is_over: &AtomicBool) {
@@ -230,18 +231,18 @@ impl Drop for Over<'_> {
     }
 }
 
-fn faults(kind: Kind) {
+fn faults(kind: Kind, faults: &[Fault], n_runs: usize) {
     let mut plan = plan(kind, 10);
     plan.relayed = true;
     let mut it = plan.start();
-    let n_runs = std::env::var("HISTORY_RUNS").map_or(RUNS, |runs| runs.parse().expect("a number"));
     let dir = tempfile::tempdir().expect("a directory");
     let dir = std::env::var("HISTORIES").map_or_else(|_| dir.path().to_owned(), Into::into);
     std::fs::create_dir_all(&dir).expect("a directory");
     let mut all = Checked::default();
     for number in 0..n_runs {
         // In an ordinary run another few each time.
-        let fault = if n_runs > RUNS { FAULTS[number % FAULTS.len()] } else { fastrand::choice(FAULTS).expect("some") };
+        let fault =
+            if n_runs > RUNS { faults[number % faults.len()] } else { *fastrand::choice(faults).expect("some") };
         let checked = run(&mut it, number, fault, &dir.join(format!("{kind:?}-{number}.jsonl")));
         all.reads += checked.reads;
         all.writes += checked.writes;
@@ -254,17 +255,27 @@ fn faults(kind: Kind) {
     assert!(all.reads > 100 && all.writes > 100, "{all:?}");
 }
 
+/// How many faults there are.
+fn n_runs() -> usize {
+    std::env::var("HISTORY_RUNS").map_or(RUNS, |runs| runs.parse().expect("a number"))
+}
+
+#[test]
+fn what_clients_see_while_nodes_die_in_the_middle_of_a_hand_off_is_linearizable() {
+    faults(Kind::Redis, &FAULTS_OF_HANDOFF, n_runs().div_ceil(4));
+}
+
 #[test]
 fn what_clients_of_sqlite_see_while_nodes_fail_is_linearizable() {
-    faults(Kind::Sqlite);
+    faults(Kind::Sqlite, &FAULTS, n_runs());
 }
 
 #[test]
 fn what_clients_of_postgresql_see_while_nodes_fail_is_linearizable() {
-    faults(Kind::Postgres);
+    faults(Kind::Postgres, &FAULTS, n_runs());
 }
 
 #[test]
 fn what_clients_of_redis_see_while_nodes_fail_is_linearizable() {
-    faults(Kind::Redis);
+    faults(Kind::Redis, &FAULTS, n_runs());
 }

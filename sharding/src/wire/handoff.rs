@@ -21,6 +21,8 @@ pub struct Chunk {
     pub removed: Vec<(Bytes, Bytes)>,
     /// Where the next chunk begins; `None`: this was the last.
     pub next: Option<u32>,
+    /// Which pull this belongs to.
+    pub number: u32,
 }
 
 /// An entry. Its times are durations, to the microsecond, at the moment that the chunk was put together: moments of two
@@ -44,6 +46,7 @@ pub struct Handed {
 impl Chunk {
     pub(super) fn encode(&self, out: &mut BytesMut) {
         out.put_u32_le(self.next.unwrap_or(u32::MAX));
+        out.put_u32_le(self.number);
         put_count(out, self.removed.len());
         for (region, key) in &self.removed {
             put_short(out, region);
@@ -67,6 +70,7 @@ impl Chunk {
 
     pub(super) fn decode(fields: &mut Fields) -> Result<Self, WireError> {
         let next = Some(fields.u32()?).filter(|next| *next != u32::MAX);
+        let number = fields.u32()?;
         let removed = many(fields, |fields| Ok((region(fields)?, key(fields)?)))?;
         let entries = many(fields, |fields| {
             let (region, key) = (region(fields)?, key(fields)?);
@@ -79,7 +83,7 @@ impl Chunk {
         if entries.len() > CHUNK_ENTRIES_MAX || removed.len() > CHUNK_ENTRIES_MAX {
             return Err(WireError::Field("number of entries"));
         }
-        Ok(Self { entries, removed, next })
+        Ok(Self { entries, removed, next, number })
     }
 }
 

@@ -108,6 +108,8 @@ pub struct Pull {
     pub since: Epoch,
     /// Where the chunk begins: 0, then what the last one said.
     pub cursor: u32,
+    /// Which pull: 0, then what the first chunk said. What has changed is noted for one at a time.
+    pub number: u32,
 }
 
 impl Pull {
@@ -116,10 +118,11 @@ impl Pull {
         out.put_u16_le(self.shard.0);
         put_epoch(out, self.since);
         out.put_u32_le(self.cursor);
+        out.put_u32_le(self.number);
     }
 
     fn decode(fields: &mut Fields) -> Result<Self, WireError> {
-        Ok(Self { shard: ShardId(fields.u16()?), since: fields.epoch()?, cursor: fields.u32()? })
+        Ok(Self { shard: ShardId(fields.u16()?), since: fields.epoch()?, cursor: fields.u32()?, number: fields.u32()? })
     }
 }
 

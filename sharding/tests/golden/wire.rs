@@ -74,10 +74,10 @@ fn what_a_router_sends() {
     let delete = RequestBody::Delete(ask(), Precondition { if_match, if_none_match: Some(Tags::Any) });
     let tags_hex = "02 01 0f000000000000000000000000000000 01";
     to_node(&ToNode::Request(Request { id: 7, body: delete }), &format!("39000000 0a {rest} {tags_hex}"));
-    let pull = Pull { shard: ShardId(0x0102), since: EPOCH, cursor: 3 };
-    let rest = format!("07000000 0201 {EPOCH_HEX} 03000000");
-    to_node(&ToNode::Request(Request { id: 7, body: RequestBody::Pull(pull) }), &format!("1d000000 0b {rest}"));
-    to_node(&ToNode::Request(Request { id: 7, body: RequestBody::Seal(pull) }), &format!("1d000000 0c {rest}"));
+    let pull = Pull { shard: ShardId(0x0102), since: EPOCH, cursor: 3, number: 5 };
+    let rest = format!("07000000 0201 {EPOCH_HEX} 03000000 05000000");
+    to_node(&ToNode::Request(Request { id: 7, body: RequestBody::Pull(pull) }), &format!("21000000 0b {rest}"));
+    to_node(&ToNode::Request(Request { id: 7, body: RequestBody::Seal(pull) }), &format!("21000000 0c {rest}"));
     to_node(&ToNode::Request(Request { id: 7, body: RequestBody::GetMap }), "05000000 04 07000000");
     to_node(&ToNode::Request(Request { id: 7, body: RequestBody::Describe }), "05000000 05 07000000");
 }
@@ -115,10 +115,10 @@ fn what_a_node_sends() {
         served_for: micros(3),
     };
     let entries = vec![handed(Some(Bytes::from("v"))), handed(None)];
-    let chunk = Chunk { entries, removed: vec![(Bytes::from("r"), Bytes::from("l"))], next: Some(4) };
+    let chunk = Chunk { entries, removed: vec![(Bytes::from("r"), Bytes::from("l"))], next: Some(4), number: 5 };
     let entry_hex = "0100 72 0100 6b 0100000000000000 0200000000000000 0300000000000000";
-    let chunk_hex = format!("04000000 0100 0100 72 0100 6c 0200 {entry_hex} 01000000 76 {entry_hex} ffffffff");
-    from_node(&answer(AnswerBody::Chunk(Box::new(chunk))), &format!("58000000 4b 07000000 {chunk_hex}"));
+    let chunk_hex = format!("04000000 05000000 0100 0100 72 0100 6c 0200 {entry_hex} 01000000 76 {entry_hex} ffffffff");
+    from_node(&answer(AnswerBody::Chunk(Box::new(chunk))), &format!("5c000000 4b 07000000 {chunk_hex}"));
     from_node(&answer(AnswerBody::Page(Bytes::from("{}"))), "07000000 48 07000000 7b7d");
 
     let members = vec![Member { node, data: "h:1".to_owned() }];

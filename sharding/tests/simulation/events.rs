@@ -8,7 +8,7 @@ use sharding::proposer::Proposal;
 
 use crate::clients::ClientEvent;
 use crate::database::{Answer, Sent};
-use crate::serving::{Ask, Asker};
+use crate::serving::{Ask, Asker, Chunk, ReplyTo, Wanted};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Message {
@@ -32,6 +32,16 @@ pub(crate) enum Message {
     Notice {
         key: usize,
         place: u64,
+    },
+    /// Of the next owner of a shard.
+    Want {
+        to: ReplyTo,
+        wanted: Wanted,
+    },
+    /// To it; `None`: it is not to be had.
+    Handed {
+        to: ReplyTo,
+        chunk: Option<Chunk>,
     },
 }
 

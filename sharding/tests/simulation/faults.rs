@@ -32,6 +32,8 @@ pub(crate) struct Plan {
     pub(crate) pause: Duration,
     /// Coordinators crash and nodes come and go, and nothing else happens.
     pub(crate) is_churn: bool,
+    /// Nodes leave and come all the time, so that shards are on their way.
+    pub(crate) is_moving: bool,
     pub(crate) traffic: Traffic,
 }
 
@@ -59,6 +61,7 @@ impl Plan {
             },
             pause: Duration::from_millis(chance.u64(150..3000)),
             is_churn: false,
+            is_moving: false,
             traffic: Traffic::NONE,
         }
     }
@@ -81,17 +84,22 @@ pub(crate) fn run(seed: u64, plan: &Plan) -> Result<Run, String> {
     while world.real < end {
         let pause = plan.pause.mul_f64(2.0 * world.chance.f64());
         world.run_until(world.real + pause)?;
-        fault(&mut world, plan.is_churn);
+        match plan.is_moving {
+            true => move_on(&mut world),
+            false => fault(&mut world, plan.is_churn),
+        }
     }
     heal(&mut world);
     // The last fault is over when the last process that stands still goes on.
     let healed = world.machines.iter().map(|machine| machine.stopped_until).fold(world.real, Duration::max);
     world.run_until(healed)?;
-    while !(world.is_whole() && world.is_writable()) {
+    while !(world.is_whole() && world.is_writable() && !world.is_anybody_leaving()) {
         if world.real > healed + RECOVERY_MAX {
-            return Err(format!("not whole {RECOVERY_MAX:?} after the last fault"));
+            let what = if world.is_anybody_leaving() { "somebody has not left" } else { "not whole" };
+            return Err(format!("{what} {RECOVERY_MAX:?} after the last fault"));
         }
         world.run_until(world.real + STEP)?;
+        world.start_those_who_are_gone();
     }
     let recovery = world.real - healed;
     if plan.traffic.n_clients > 0 {
@@ -109,7 +117,7 @@ fn fault(world: &mut World, is_churn: bool) {
     let n_nodes = world.machines.len();
     let node = world.chance.usize(..n_nodes);
     let time = Duration::from_millis(world.chance.u64(10..3500));
-    match world.chance.u32(..if is_churn { 52 } else { 100 }) {
+    match world.chance.u32(..if is_churn { 52 } else { 112 }) {
         0..15 => world.crash(node),
         15..19 => world.crash_and_move(node),
         19..25 => {
@@ -122,11 +130,7 @@ fn fault(world: &mut World, is_churn: bool) {
             world.start(node);
         }
         40..52 => {
-            for node in 0..n_nodes {
-                if world.machines[node].life.is_none() {
-                    world.start(node);
-                }
-            }
+            world.start_those_who_are_gone();
         }
         52..64 => world.pause(node, time),
         64..68 => world.freeze(node, time),
@@ -150,6 +154,8 @@ fn fault(world: &mut World, is_churn: bool) {
             let by = world.chance.i64(-3_600_000_000..60_000_000);
             world.set_wall(node, by);
         }
+        98..107 => world.leave(node),
+        107..110 => world.hurry(node),
         _ => {
             for node in 0..n_nodes {
                 world.crash(node);
@@ -163,15 +169,37 @@ fn fault(world: &mut World, is_churn: bool) {
     }
 }
 
+/// Shards get on their way; and those who give and take them, and who tells them to, have accidents meanwhile.
+fn move_on(world: &mut World) {
+    let n_nodes = world.machines.len();
+    let node = world.chance.usize(..n_nodes);
+    match world.chance.u32(..100) {
+        0..30 => world.leave(node),
+        30..60 => world.start_those_who_are_gone(),
+        60..68 => world.crash(node),
+        68..74 => {
+            if let Some(leader) = world.coordinator() {
+                world.crash(leader);
+            }
+        }
+        74..78 => world.hurry(node),
+        78..86 => {
+            let to = world.chance.usize(..n_nodes);
+            world.cut.insert((node, to));
+        }
+        86..94 => mend_links(world),
+        _ => {
+            let time = Duration::from_millis(world.chance.u64(10..1500));
+            world.pause(node, time);
+        }
+    }
+}
+
 fn heal(world: &mut World) {
     world.weather = Weather::default();
     world.traffic.database_slow = 0;
     mend_links(world);
-    for node in 0..world.machines.len() {
-        if world.machines[node].life.is_none() {
-            world.start(node);
-        }
-    }
+    world.start_those_who_are_gone();
 }
 
 fn mend_links(world: &mut World) {

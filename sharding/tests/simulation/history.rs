@@ -39,6 +39,10 @@ pub(crate) struct Counts {
     pub(crate) acknowledged: u64,
     pub(crate) unknown: u64,
     pub(crate) not_applied: u64,
+    /// Shards that were handed over with their entries.
+    pub(crate) warm: u64,
+    /// And without.
+    pub(crate) cold: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -49,14 +53,17 @@ impl std::ops::AddAssign for Counts {
         self.acknowledged += other.acknowledged;
         self.unknown += other.unknown;
         self.not_applied += other.not_applied;
+        self.warm += other.warm;
+        self.cold += other.cold;
     }
 }
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { reads, passed, failed, acknowledged, unknown, not_applied } = self;
+        let Self { reads, passed, failed, acknowledged, unknown, not_applied, warm, cold } = self;
         write!(f, "{reads} reads ({passed} past the owner), {failed} failed; ")?;
-        write!(f, "writes: {acknowledged} acknowledged, {unknown} of unknown outcome, {not_applied} not applied")
+        write!(f, "writes: {acknowledged} acknowledged, {unknown} of unknown outcome, {not_applied} not applied; ")?;
+        write!(f, "shards handed over: {warm} warm, {cold} cold")
     }
 }
 

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use sharding::budget::{Purse, Slot};
 use sharding::id::ShardId;
-use sharding::membership::{Incarnation, Transfer};
+use sharding::membership::Incarnation;
 use sharding::ownership::{Effect, Ownership};
 use sharding::seed::Seed;
 use sharding::times::Now;
 
 use crate::events::Message;
-use crate::serving::Serving;
+use crate::serving::{NOT_PULLED_MAX, Serving};
 
 /// How far all clocks are from zero, so that they can be set back.
 const CLOCK_START: Duration = Duration::from_secs(1_000_000);
@@ -47,7 +47,10 @@ pub(crate) struct Life {
     pub(crate) ownership: Ownership,
     pub(crate) serving: Serving,
     pub(crate) mask: u64,
+    pub(crate) is_leaving: bool,
     pub(crate) has_left: bool,
+    /// When it was told last what is on its way.
+    pub(crate) moved_at: Duration,
     pub(crate) next_wake: Duration,
     pub(crate) purse: Purse,
     /// Operations, and when each is answered.
@@ -73,33 +76,42 @@ impl Life {
     }
 
     pub(crate) fn perform(&mut self, now: Now) {
-        let mut acquired = Vec::new();
+        let (mut acquired, mut moves) = (Vec::new(), None);
         while let Some(effect) = self.ownership.poll_effect() {
             match effect {
-                Effect::Serve { shard: ShardId(shard), since, .. } => {
+                Effect::Serve { shard: ShardId(shard), since, after } => {
                     self.mask |= 1 << shard;
-                    acquired.push((usize::from(shard), since));
+                    acquired.push((usize::from(shard), since, after));
                 }
                 Effect::Release { shard: ShardId(shard) } => {
                     self.mask &= !(1 << shard);
-                    acquired.retain(|(acquired, _)| *acquired != usize::from(shard));
+                    acquired.retain(|(acquired, ..)| *acquired != usize::from(shard));
                     self.serving.release(usize::from(shard));
                 }
                 Effect::Left => self.has_left = true,
                 Effect::Shares(shares, lease) => {
                     self.purse.handle_share(shares.first().map_or(0, |share| share.slots), lease);
                 }
-                // Cold, and at once.
-                Effect::Moves { giving, .. } => {
-                    for Transfer { shard, since, .. } in giving {
-                        self.mask &= !(1 << shard.0);
-                        self.serving.release(shard.index());
-                        self.ownership.handle_sealed(now, shard, since);
-                    }
-                }
+                Effect::Moves { giving, taking } => moves = Some((giving, taking)),
                 Effect::Publish(_) | Effect::Lease(_) => {}
             }
         }
         self.serving.acquire(now, &acquired);
+        if let Some((giving, taking)) = moves {
+            self.moved_at = now.boot;
+            self.serving.giving = giving.iter().map(|transfer| (transfer.shard.index(), transfer.since)).collect();
+            self.serving.handle_wishes(now, &taking);
+        }
+        for shard in self.serving.take_sealed() {
+            self.mask &= !(1 << shard);
+        }
+    }
+
+    /// Gives away as it is what nobody comes for.
+    pub(crate) fn hurry_if_late(&mut self, now: Now) {
+        let since = self.moved_at.max(self.serving.pulled_at);
+        if self.ownership.n_giving() > 0 && since + NOT_PULLED_MAX < now.boot {
+            self.ownership.handle_hurry(now);
+        }
     }
 }

@@ -15,17 +15,21 @@ mod events;
 mod faults;
 mod history;
 mod invariants;
+mod leaving;
 mod machine;
 mod model;
 mod planted;
+mod planted_moves;
 mod planted_traffic;
 mod scenarios;
+mod scenarios_moves;
 mod serving;
 mod traffic;
 mod world;
 
 use faults::{Plan, run};
 use history::Counts;
+use serving::Manners;
 
 /// Runs of every invariant under random faults.
 const RUNS: u64 = 2000;
@@ -61,6 +65,11 @@ fn run_all(runs: u64, plan: impl Fn(u64) -> Plan) {
 #[test]
 fn no_promise_breaks_under_random_faults() {
     run_all(RUNS, Plan::random);
+}
+
+#[test]
+fn no_promise_breaks_while_shards_are_on_their_way() {
+    run_all(RUNS_WITH_CLIENTS, |seed| planted_moves::plan(seed, Manners::GOOD));
 }
 
 #[test]

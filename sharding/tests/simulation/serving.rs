@@ -1,6 +1,9 @@
 //! What a node does with the shards that it owns: it performs what `Keys` decides, as a shard's actor does.
 
 mod answers;
+mod handing;
+mod manners;
+mod taking;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,12 +12,18 @@ use bytes::Bytes;
 use sharding::epoch::Epoch;
 use sharding::fence::{Numbers, Token};
 use sharding::flight::{FlightId, FlightKey};
-use sharding::keys::{Effect, Keys, Outcome, Rules, Waiting, WriteId};
+use sharding::keys::{Effect, Keys, Outcome, Waiting, WriteId};
+use sharding::membership::After;
 use sharding::ownership::Ownership;
 use sharding::times::Now;
 
 use crate::database::{Operation, Value};
 use crate::world::{KEYS_PER_SHARD, N_KEYS, N_SHARDS};
+pub(crate) use handing::{Chunk, ReplyTo, Wanted};
+use handing::{Handing, Seal};
+pub(crate) use manners::Manners;
+use taking::Incoming;
+pub(crate) use taking::NOT_PULLED_MAX;
 
 /// A write that is not answered within this time has an unknown outcome; it starts only if the lease lasts longer.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(400);
@@ -45,33 +54,6 @@ fn name(key: usize) -> FlightKey {
 
 fn number((_, name): &FlightKey) -> usize {
     usize::from(name[0])
-}
-
-/// Rules of the data plane: those of `Keys`, and mistakes of whoever performs them.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Manners {
-    pub(crate) rules: Rules,
-    /// A node keeps the entries of a shard that it gave up, for the case that it comes back.
-    pub(crate) keeps_entries: bool,
-    /// Who reads past an owner joins a load that was sent before.
-    pub(crate) joins_sent: bool,
-    /// A node that meets a higher fence does not tell its ownership.
-    pub(crate) ignores_fences: bool,
-    /// A write of unknown outcome is said to be not applied.
-    pub(crate) blurs_unknown: bool,
-    /// A router sends a write again when no answer comes.
-    pub(crate) resends: bool,
-}
-
-impl Manners {
-    pub(crate) const GOOD: Self = Self {
-        rules: Rules::ALL,
-        keeps_entries: false,
-        joins_sent: false,
-        ignores_fences: false,
-        blurs_unknown: false,
-        resends: false,
-    };
 }
 
 /// Whom to answer.
@@ -116,9 +98,12 @@ struct Writer {
 /// A shard, from when it is served until it is no more.
 #[derive(Debug)]
 struct Served {
+    shard: usize,
     since: Epoch,
     keys: Keys<Asker, Writer>,
     entries: [Option<Value>; KEYS_PER_SHARD],
+    handing: Option<Handing>,
+    seal: Seal,
 }
 
 /// What the answer to an operation is for.
@@ -141,6 +126,14 @@ struct Pending {
 pub(crate) enum Output {
     Tell(Asker, Told),
     Operate(u64, Operation),
+    /// To the node that gives a shard away: a question and its number.
+    Want(usize, u64, Wanted),
+    /// To the one that takes it over.
+    Handed(ReplyTo, Option<Chunk>),
+    /// A shard was handed over, with its entries or without.
+    Began {
+        is_warm: bool,
+    },
 }
 
 /// What a turn of the node goes by.
@@ -164,13 +157,26 @@ pub(crate) struct Serving {
     pub(crate) n_answered_twice: u64,
     /// For each key the place of the last change that the database has told of.
     heard: [u64; N_KEYS],
+    /// When it did, by the boot clock.
+    heard_at: [Option<Duration>; N_KEYS],
     n_operations: u64,
     numbers: Numbers,
     outputs: Vec<Output>,
+    /// What is to be given away, and since when it is ours.
+    pub(crate) giving: Vec<(usize, Epoch)>,
+    /// When the next owner has asked for something last.
+    pub(crate) pulled_at: Duration,
+    sealed: Vec<usize>,
+    n_handings: u64,
+    incoming: BTreeMap<usize, Incoming>,
+    /// Shards that were granted before the answer to their seals has come; since when, and after whom.
+    awaited: BTreeMap<usize, (Epoch, After)>,
+    n_asked: u64,
+    luck: fastrand::Rng,
 }
 
 impl Serving {
-    pub(crate) fn new(manners: Manners, numbers: Numbers) -> Self {
+    pub(crate) fn new(manners: Manners, numbers: Numbers, life: u64) -> Self {
         Self {
             manners,
             shards: [const { None }; N_SHARDS as usize],
@@ -179,9 +185,18 @@ impl Serving {
             asked: BTreeMap::new(),
             n_answered_twice: 0,
             heard: [0; N_KEYS],
+            heard_at: [None; N_KEYS],
             n_operations: 0,
             numbers,
             outputs: Vec::new(),
+            giving: Vec::new(),
+            pulled_at: Duration::ZERO,
+            sealed: Vec::new(),
+            n_handings: 0,
+            incoming: BTreeMap::new(),
+            awaited: BTreeMap::new(),
+            n_asked: 0,
+            luck: fastrand::Rng::with_seed(life),
         }
     }
 
@@ -206,26 +221,43 @@ impl Serving {
         self.shards[shard].as_ref().map(|served| served.since)
     }
 
+    /// What is in memory of a key.
+    pub(crate) fn entry(&self, key: usize) -> Option<Value> {
+        self.shards[key / KEYS_PER_SHARD].as_ref().and_then(|served| served.entries[key % KEYS_PER_SHARD])
+    }
+
     /// When [`Serving::poll`] has something next, by the boot clock.
     pub(crate) fn next_timeout(&self) -> Option<Duration> {
-        self.pending.values().map(|pending| pending.until).min()
+        let pending = self.pending.values().map(|pending| pending.until);
+        pending.chain(self.incoming.values().filter_map(Incoming::due)).min()
     }
 
     /// Begins to serve shards; raises their fences in one operation.
-    pub(crate) fn acquire(&mut self, now: Now, shards: &[(usize, Epoch)]) {
+    pub(crate) fn acquire(&mut self, now: Now, shards: &[(usize, Epoch, After)]) {
+        let (awaited, known): (Vec<_>, Vec<_>) =
+            shards.iter().partition(|(shard, _, after)| self.is_awaited(*shard, *after));
+        self.awaited.extend(awaited.into_iter().map(|(shard, since, after)| (shard, (since, after))));
+        self.begin(now, &known);
+    }
+
+    fn begin(&mut self, now: Now, shards: &[(usize, Epoch, After)]) {
         if shards.is_empty() {
             return;
         }
         let n = self.numbers.draw();
-        for &(shard, since) in shards {
+        for &(shard, since, after) in shards {
+            let entries = self.take(shard, after);
             let keys = Keys::new(self.manners.rules, vec![Some(FENCE)], 1, n);
-            self.shards[shard] = Some(Served { since, keys, entries: std::mem::take(&mut self.kept[shard]) });
+            self.shards[shard] = Some(Served { shard, since, keys, entries, handing: None, seal: Seal::Open });
         }
-        self.raise(now, shards.iter().map(|&(shard, since)| (shard, Token { since, n })).collect());
+        self.raise(now, shards.iter().map(|&(shard, since, _)| (shard, Token { since, n })).collect());
     }
 
     /// Serves a shard no more. Who waits is told so; who has a write in the air is told when its outcome is known.
     pub(crate) fn release(&mut self, shard: usize) {
+        if self.awaited.remove(&shard).is_some() {
+            self.incoming.remove(&shard);
+        }
         let Some(mut served) = self.shards[shard].take() else { return };
         if self.manners.keeps_entries {
             self.kept[shard] = served.entries;
@@ -245,8 +277,9 @@ impl Serving {
     pub(crate) fn handle_request(&mut self, mut turn: Turn<'_>, mut asker: Asker, key: usize, ask: Ask) {
         asker.floor = asker.floor.max(self.heard[key]);
         self.asked.insert(asker.request, turn.now.boot);
-        let holds = turn.ownership.holds(turn.now);
-        match (self.shards[key / KEYS_PER_SHARD].as_mut().filter(|_| holds), ask) {
+        let (holds, serves_on) = (turn.ownership.holds(turn.now), self.manners.serves_on);
+        let is_served = |served: &&mut Served| holds && (served.is_open() || serves_on);
+        match (self.shards[key / KEYS_PER_SHARD].as_mut().filter(is_served), ask) {
             (None, Ask::PassThrough) => self.pass_through(turn.now, asker, key),
             (None, Ask::Get | Ask::Put(_)) => self.tell(asker, Told::Misdirected),
             (Some(served), Ask::Put(value)) => {
@@ -273,12 +306,19 @@ impl Serving {
     }
 
     /// The database says that a key was changed from outside.
-    pub(crate) fn handle_notice(&mut self, key: usize, place: u64) {
+    pub(crate) fn handle_notice(&mut self, now: Now, key: usize, place: u64) {
         self.heard[key] = place.max(self.heard[key]);
+        self.heard_at[key] = Some(now.boot);
+        let notes = !self.manners.notes_nothing;
         if let Some(served) = &mut self.shards[key / KEYS_PER_SHARD] {
             let name = name(key);
             served.keys.handle_change(|(_, changed)| changed == name.1);
             served.entries[key % KEYS_PER_SHARD] = None;
+            served.note_change(key, notes);
+        } else if let Some(incoming) = self.incoming.get_mut(&(key / KEYS_PER_SHARD))
+            && !self.manners.ignores_notices
+        {
+            incoming.handle_notice(key);
         }
     }
 
@@ -297,6 +337,7 @@ impl Serving {
     /// Does what the keys of this key's shard want done.
     fn perform(&mut self, turn: &mut Turn<'_>, key: usize) {
         let (now, shard) = (turn.now, key / KEYS_PER_SHARD);
+        let notes = !self.manners.notes_nothing;
         while let Some(served) = &mut self.shards[shard]
             && let Some(effect) = served.keys.poll_effect()
         {
@@ -309,10 +350,14 @@ impl Serving {
                 }
                 Effect::Write { key, write, n, writer } => self.write(turn, &key, write, Token { since, n }, writer),
                 Effect::Resume { key, readers } => self.resume(turn, &key, readers),
-                Effect::Forget { key } => served.entries[number(&key) % KEYS_PER_SHARD] = None,
+                Effect::Forget { key } => {
+                    served.entries[number(&key) % KEYS_PER_SHARD] = None;
+                    served.note_change(number(&key), notes);
+                }
                 Effect::Raise { n, .. } => self.raise(now, vec![(shard, Token { since, n })]),
             }
         }
+        self.seal_if_quiet(turn, shard);
     }
 
     /// Starts a write, if it will be over before the lease is.

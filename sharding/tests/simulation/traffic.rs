@@ -8,7 +8,7 @@ use crate::clients::{Client, ClientEvent};
 use crate::database::Sent;
 use crate::events::{Message, What};
 use crate::invariants::announced;
-use crate::serving::{Manners, Output};
+use crate::serving::{Manners, Output, ReplyTo};
 use crate::world::{KEYS_PER_SHARD, N_KEYS, World};
 
 /// What clients do in a run.
@@ -94,6 +94,13 @@ impl World {
                     announced::check(self, node, asker, told);
                     self.tell_client(node, asker, told);
                 }
+                Output::Want(from, id, wanted) => {
+                    let to = ReplyTo { node, incarnation, id };
+                    self.send(node, from, Message::Want { to, wanted });
+                }
+                Output::Handed(to, chunk) => self.send(node, to.node, Message::Handed { to, chunk }),
+                Output::Began { is_warm: true } => self.history.counts.warm += 1,
+                Output::Began { is_warm: false } => self.history.counts.cold += 1,
                 Output::Operate(operation, what) => {
                     let (at, sent) = (self.real + self.database_delay(), self.database.begin(what));
                     self.push(at, node, What::Land { incarnation, operation, sent });

@@ -165,9 +165,11 @@ impl World {
             incarnation: Incarnation(life),
             seed: is_seed.then(|| Seed::new(now, self.times, shards(), vec![budgeted()], (seed, n_seeds), life)),
             ownership: Ownership::new(now, me, shards(), self.times),
-            serving: Serving::new(self.traffic.manners, numbers),
+            serving: Serving::new(self.traffic.manners, numbers, life),
             mask: 0,
+            is_leaving: false,
             has_left: false,
+            moved_at: now.boot,
             next_wake: Duration::MAX,
             purse: Purse::new(now, floor, OPERATION_TIMEOUT, &self.times),
             in_flight: Vec::new(),
@@ -280,7 +282,8 @@ impl World {
                     let is_data =
                         matches!(*message, Message::Request { .. } | Message::Landed { .. } | Message::Notice { .. });
                     self.deliver(node, from, *message);
-                    if is_data {
+                    let has_sealed = self.machines[node].life.as_ref().is_some_and(|life| life.serving.has_sealed());
+                    if is_data && !has_sealed {
                         continue;
                     }
                 }
@@ -324,7 +327,7 @@ impl World {
                 life.serving.handle_request(turn, asker, key, ask);
                 self.flush(node);
             }
-            (Message::Notice { key, place }, _) => life.serving.handle_notice(key, place),
+            (Message::Notice { key, place }, _) => life.serving.handle_notice(now, key, place),
             (Message::Landed { incarnation, operation, answer }, _) => {
                 if life.incarnation == incarnation {
                     let turn = Turn { now, ownership: &mut life.ownership, chance: &mut self.chance };
@@ -333,12 +336,21 @@ impl World {
                     self.flush(node);
                 }
             }
+            (Message::Want { to, wanted }, _) => {
+                let mut turn = Turn { now, ownership: &mut life.ownership, chance: &mut self.chance };
+                life.serving.handle_wanted(&mut turn, to, wanted);
+            }
+            (Message::Handed { to, chunk }, _) => {
+                if life.incarnation == to.incarnation {
+                    life.serving.handle_handed(now, to.id, chunk);
+                }
+            }
             (Message::Proposal(_) | Message::Vote(_) | Message::Renew(_), None) => {}
         }
     }
 
     /// Lets a process do what is due, and sees that it is woken for the rest.
-    fn drive(&mut self, node: usize) {
+    pub(crate) fn drive(&mut self, node: usize) {
         let now = self.now(node);
         let Some(life) = &mut self.machines[node].life else { return };
         let mut wake = now.boot + IDLE;
@@ -353,13 +365,15 @@ impl World {
             }
         }
         life.settle(now, self.real);
+        life.serving.poll(&mut Turn { now, ownership: &mut life.ownership, chance: &mut self.chance });
+        life.hurry_if_late(now);
+        life.perform(now);
         let purse = &mut life.purse;
         let used = || vec![BudgetUse { database: budgeted().database, held: purse.held(now), demand: 20 }];
         if let Some(renew) = life.ownership.poll_renew(now, used) {
             to_seeds.push(Message::Renew(renew));
         }
         life.perform(now);
-        life.serving.poll(&mut Turn { now, ownership: &mut life.ownership, chance: &mut self.chance });
         wake = wake.min(life.serving.next_timeout().unwrap_or(wake));
         if !life.has_left {
             wake = wake.min(life.ownership.next_renew());

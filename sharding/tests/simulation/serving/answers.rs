@@ -50,6 +50,7 @@ impl Serving {
         if self.asked.values().any(|came| *came + PATIENCE <= now) {
             self.tell_impatient(now);
         }
+        self.poll_taking(turn.now);
     }
 
     /// Who has waited for too long leaves alone.
@@ -74,12 +75,14 @@ impl Serving {
     }
 
     fn landed(&mut self, turn: &Turn<'_>, key: usize, since: Epoch, flight: FlightId, answer: Option<Answer>) {
+        let notes = !self.manners.notes_nothing;
         let Some(served) = self.served(key, since) else { return };
         let Some((readers, keeps)) = served.keys.handle_landed(&name(key), flight) else { return };
         let mut told = Told::Failed;
         if let Some(Answer::Loaded(value)) = answer {
             told = Told::Value { value, passed: false };
-            if keeps && turn.ownership.holds(turn.now) {
+            served.note_change(key, notes);
+            if keeps && turn.ownership.holds(turn.now) && served.is_open() {
                 served.entries[key % KEYS_PER_SHARD] = Some(value);
             }
         }
@@ -94,7 +97,7 @@ impl Serving {
         (write, writer): (WriteId, Writer),
         answer: Option<Answer>,
     ) {
-        let next_n = self.numbers.draw();
+        let (next_n, notes) = (self.numbers.draw(), !self.manners.notes_nothing);
         let unknown = if self.manners.blurs_unknown { Told::NotApplied } else { Told::Unknown };
         let told = match (self.served(key, since), answer) {
             (Some(served), Some(Answer::Fenced)) => {
@@ -106,6 +109,7 @@ impl Serving {
                 let is_known = answer.is_some();
                 if let Some(served) = served {
                     let outcome = if is_known { Outcome::Known } else { Outcome::Unknown };
+                    served.note_change(key, notes);
                     if served.keys.handle_written(&name(key), write, outcome, || next_n) {
                         served.entries[key % KEYS_PER_SHARD] = Some(writer.value);
                     }

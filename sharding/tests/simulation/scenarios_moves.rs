@@ -1,0 +1,142 @@
+//! Shards that are handed over in fair weather.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sharding::coordinator::Coordinator;
+use sharding::epoch::{Epoch, Term};
+use sharding::id::{NShards, NodeId, ShardId};
+use sharding::map::Member;
+use sharding::membership::{After, Incarnation, Renew, Reply};
+use sharding::times::{Now, Times};
+
+use crate::database::Value;
+use crate::traffic::Traffic;
+use crate::world::{KEYS_PER_SHARD, N_KEYS, World};
+
+const STEP: Duration = Duration::from_millis(5);
+/// A chunk is sometimes asked for only after 400 ms, and there are three.
+const MOVED_MAX: Duration = Duration::from_secs(3);
+
+/// Four nodes, or three; with entries, and clients that have gone.
+fn filled(seed: u64, has_fourth: bool) -> World {
+    let traffic = Traffic { n_clients: 8, pause: Duration::from_millis(5), writes: 20, ..Traffic::NONE };
+    let mut world = World::with_traffic(seed, 3, 4, Times::default(), traffic);
+    if !has_fourth {
+        world.crash(3);
+    }
+    world.run_until(Duration::from_secs(6)).expect("no violation");
+    world.clients_rest = true;
+    world.run_until(world.real + Duration::from_secs(1)).expect("no violation");
+    assert!(world.is_whole());
+    world
+}
+
+/// What is in memory of the shards that a node serves.
+fn memory(world: &World, node: usize) -> BTreeMap<usize, Value> {
+    let Some(life) = &world.machines[node].life else { return BTreeMap::new() };
+    let is_served = |key: &usize| life.mask & (1 << (key / KEYS_PER_SHARD)) != 0;
+    (0..N_KEYS).filter(is_served).filter_map(|key| Some((key, life.serving.entry(key)?))).collect()
+}
+
+fn memories(world: &World) -> BTreeMap<usize, Value> {
+    (0..world.machines.len()).flat_map(|node| memory(world, node)).collect()
+}
+
+fn until(world: &mut World, longest: Duration, is_done: impl Fn(&World) -> bool) -> Duration {
+    let began = world.real;
+    while !is_done(world) {
+        world.run_until(world.real + STEP).expect("no violation");
+        assert!(world.real <= began + longest, "it is not done after {longest:?}");
+    }
+    world.real - began
+}
+
+fn has_left(world: &World) -> bool {
+    world.machines[3].life.as_ref().is_some_and(|life| life.has_left)
+}
+
+#[test]
+fn a_node_that_leaves_gives_its_entries_to_others() {
+    let mut longest = Duration::ZERO;
+    for seed in 0..50 {
+        let mut world = filled(seed, true);
+        let before = memories(&world);
+        assert!(memory(&world, 3).len() > 3, "nothing to give");
+        world.leave(3);
+        longest = longest.max(until(&mut world, MOVED_MAX, has_left));
+        world.crash(3);
+        until(&mut world, Duration::from_millis(300), World::is_whole);
+        // The answer to the last seal may still be on its way.
+        world.run_until(world.real + 2 * STEP).expect("no violation");
+        assert_eq!((memories(&world), world.history.counts.cold), (before, 0));
+    }
+    println!("gone after {longest:?} at most");
+}
+
+#[test]
+fn a_node_that_joins_gets_its_share_with_its_entries() {
+    for seed in 0..50 {
+        let mut world = filled(seed, false);
+        let before = memories(&world);
+        world.start(3);
+        let owns = |world: &World| world.machines[3].life.as_ref().is_some_and(|life| life.mask.count_ones() >= 3);
+        until(&mut world, MOVED_MAX, |world| owns(world) && world.is_whole());
+        world.run_until(world.real + MOVED_MAX).expect("no violation");
+        assert!(!memory(&world, 3).is_empty());
+        assert_eq!((memories(&world), world.history.counts.cold), (before, 0));
+    }
+}
+
+#[test]
+fn a_coordinators_crash_in_the_middle_of_moves_leaves_no_shard_stuck() {
+    let mut longest = Duration::ZERO;
+    for seed in 0..200 {
+        let mut world = filled(seed, true);
+        world.leave(3);
+        world.run_until(world.real + Duration::from_millis(seed * 3)).expect("no violation");
+        let leader = world.coordinator().expect("somebody coordinates");
+        world.crash(leader);
+        let is_done = |world: &World| has_left(world) && world.is_whole();
+        longest = longest.max(until(&mut world, Duration::from_millis(3500), is_done));
+    }
+    println!("whole after {longest:?} at most");
+}
+
+#[test]
+fn what_was_sealed_under_another_coordinator_begins_with_nothing() {
+    let (times, shards) = (Times::default(), NShards::new(1).expect("one"));
+    let at = |millis| Now { boot: Duration::from_millis(millis), wall: Duration::from_millis(millis) };
+    let term = |counter| Term { counter, seed: 0 };
+    let since = Epoch { term: term(1), seq: 1 };
+    let mut coordinator = Coordinator::new(at(10_000), times, term(2), shards, 8, &[]);
+    let mut ask = |millis, life: u64, request, greeting, sealed: &[(ShardId, Epoch)]| {
+        let node = NodeId::parse(&format!("pod-{life}")).expect("a name");
+        let renew = Renew {
+            member: Member { node, data: "h:1".to_owned() },
+            incarnation: Incarnation(life),
+            identity: String::new(),
+            request,
+            granted: request - 1,
+            seen: Epoch::default(),
+            map: Epoch::default(),
+            greeting,
+            held: Vec::new(),
+            sealed: sealed.to_vec(),
+            budgets: Vec::new(),
+            is_leaving: life == 1,
+        };
+        coordinator.handle_renew(at(millis), &renew).expect("the highest term")
+    };
+    let mut admitted = |life, sealed: &[(ShardId, Epoch)]| {
+        let Some(Reply::Hello { greeting, .. }) = ask(10_001, life, 1, None, &[]) else { panic!("no hello") };
+        ask(10_002, life, 2, Some(greeting), sealed);
+        greeting
+    };
+    // The first has sealed its shard. The one before may have granted it to somebody who has written since and is dead.
+    admitted(1, &[(ShardId(0), since)]);
+    let greeting = admitted(2, &[]);
+    ask(11_000, 2, 3, Some(greeting), &[]);
+    let Some(Reply::Grant(grant)) = ask(11_400, 2, 4, Some(greeting), &[]) else { panic!("no grant") };
+    assert!(matches!(grant.shards.as_slice(), [tenure] if !matches!(tenure.after, After::Sealed(_))), "{grant:?}");
+}
