@@ -229,9 +229,13 @@ impl Ownership {
     }
 
     fn leave(&mut self) {
-        if !std::mem::replace(&mut self.has_left, true) {
-            self.effects.push_back(Effect::Left);
+        if std::mem::replace(&mut self.has_left, true) {
+            return;
         }
+        // Somebody may wait for it here.
+        let sealed: Vec<ShardId> = self.sealed().map(|(shard, _)| shard).collect();
+        self.effects.extend(sealed.into_iter().map(|shard| Effect::Release { shard }));
+        self.effects.push_back(Effect::Left);
     }
 
     /// A coordinator's greeting counts as seen: grants of older terms are dropped from now on.
@@ -259,6 +263,13 @@ impl Ownership {
         self.granted = grant.request;
         self.sent.retain(|(request, _)| *request > grant.request);
         self.see(grant.epoch);
+        // First the map: whoever asked for a shard that is released is told where it is.
+        if let Some(map) = &grant.map
+            && self.map.as_ref().is_none_or(|known| known.epoch() < map.epoch())
+        {
+            self.map = Some(Arc::clone(map));
+            self.effects.push_back(Effect::Publish(Arc::clone(map)));
+        }
         self.take_shards(now, &grant.shards);
         self.lease = Some(lease);
         self.effects.push_back(Effect::Lease(lease));
@@ -271,12 +282,6 @@ impl Ownership {
         if !self.shares.is_empty() || !grant.shares.is_empty() {
             self.shares.clone_from(&grant.shares);
             self.effects.push_back(Effect::Shares(grant.shares.clone(), lease));
-        }
-        if let Some(map) = &grant.map
-            && self.map.as_ref().is_none_or(|known| known.epoch() < map.epoch())
-        {
-            self.map = Some(Arc::clone(map));
-            self.effects.push_back(Effect::Publish(Arc::clone(map)));
         }
     }
 
