@@ -5,7 +5,7 @@ mod writing;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -20,6 +20,7 @@ use tokio::time::timeout_at;
 
 use super::{
     Announcement, Announcer, Database, DatabaseError, Found, Query, Raise, Raised, Read, Write, WriteError, Written,
+    may_be_sent,
 };
 
 /// Longest time to connect.
@@ -111,14 +112,19 @@ impl Redis {
         }
     }
 
-    async fn read(&self, read: Read) -> Result<Found, DatabaseError> {
-        let until = read.until.into();
-        let connected = timeout_at(until, self.connection()).await.unwrap_or(Err(DatabaseError::TimedOut));
+    /// Asks something, if it may be sent by then; its answer is worth something until `until`.
+    async fn run<T: Send + 'static, F: Future<Output = Result<T, DatabaseError>> + Send + 'static>(
+        &self,
+        send_by: Instant,
+        until: Instant,
+        what: impl FnOnce(MultiplexedConnection) -> F,
+    ) -> Result<T, DatabaseError> {
+        let connected = timeout_at(until.into(), self.connection()).await.unwrap_or(Err(DatabaseError::TimedOut));
         let Numbered { number, connection } = connected?;
-        read.may_be_sent()?;
+        may_be_sent(send_by, until)?;
         // On a task of its own: given up here, it holds its slot until the server has answered or the connection is gone.
-        let asked = tokio::spawn(ask(connection, read));
-        let answer = match timeout_at(until, asked).await {
+        let asked = tokio::spawn(what(connection));
+        let answer = match timeout_at(until.into(), asked).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(DatabaseError::Failed("its driver panicked".to_owned())),
             Err(_) => Err(DatabaseError::TimedOut),
@@ -127,6 +133,10 @@ impl Redis {
             self.forget(number).await;
         }
         answer
+    }
+
+    async fn read(&self, read: Read) -> Result<Found, DatabaseError> {
+        self.run(read.send_by, read.until, |connection| ask(connection, read)).await
     }
 }
 

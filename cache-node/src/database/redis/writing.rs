@@ -107,20 +107,7 @@ impl Redis {
     }
 
     pub(super) async fn raise(&self, raise: Raise) -> Result<Raised, DatabaseError> {
-        let until = raise.until.into();
-        let connected = timeout_at(until, self.connection()).await.unwrap_or(Err(DatabaseError::TimedOut));
-        let Numbered { number, connection } = connected?;
-        may_be_sent(raise.send_by, raise.until)?;
-        let asked = tokio::spawn(raise_all(connection, raise));
-        let answer = match timeout_at(until, asked).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(DatabaseError::Failed("its driver panicked".to_owned())),
-            Err(_) => Err(DatabaseError::TimedOut),
-        };
-        if matches!(answer, Err(DatabaseError::TimedOut | DatabaseError::Unavailable(_))) {
-            self.forget(number).await;
-        }
-        answer
+        self.run(raise.send_by, raise.until, |connection| raise_all(connection, raise)).await
     }
 }
 
