@@ -95,7 +95,7 @@ pub(crate) struct Ledger {
     name: String,
     /// `None`: there is no budget.
     pub(crate) spending: Option<Spending>,
-    metrics: DatabaseMetrics,
+    pub(crate) metrics: DatabaseMetrics,
 }
 
 impl Ledger {
