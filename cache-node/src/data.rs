@@ -3,21 +3,22 @@
 //! The accepting thread reads the greeting, which names a lane, and passes the socket on to that lane's thread. There
 //! one task reads all that has arrived and hands it to the shards, and writes all answers that wait in one go.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::Addr;
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use sharding::wire::{
-    Answer, AnswerBody, Ask, FailureCode, FrameReader, GREETING_FRAME_BYTES_MAX, Join, MapAnswer, PROTOCOL, Pull,
-    REQUEST_FRAME_BYTES_MAX, Refused, Request, RequestBody, ToNode, Welcome, WireError,
+    Answer, AnswerBody, Ask, FailureCode, FrameReader, GREETING_FRAME_BYTES_MAX, GetRef, Join, MapAnswer, PROTOCOL,
+    Pull, REQUEST_FRAME_BYTES_MAX, Refused, Request, RequestBody, ToNode, Welcome, WireError,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use crate::membership::links::LinkEnd;
@@ -26,7 +27,7 @@ use crate::node::{Node, Stage};
 use crate::region::Region;
 use crate::reply::Outbox;
 use crate::shard::{Op, Work, Writing};
-use crate::shard_region::{Connect, Lane, ShardRegion};
+use crate::shard_region::{Connect, Lane, Moment, ShardRegion};
 
 /// Longest time from a connection to its greeting.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -190,18 +191,59 @@ pub(crate) async fn serve(connect: Connect, lane: Rc<Lane>) {
     drop(connect.permit);
 }
 
+/// What is on its way to a router. Answers that need no waiting are written to it as soon as their requests have been read,
+/// and leave at once, if nothing else is leaving; all others wait in the outbox for [`write`].
+#[derive(Default)]
+struct Leaving {
+    bytes: RefCell<BytesMut>,
+    /// Others are before them.
+    is_busy: Cell<bool>,
+    /// Nothing more comes in; what is here leaves, and then the connection ends.
+    is_closing: Cell<bool>,
+    has_left: Notify,
+}
+
+impl Leaving {
+    /// Sends what can be sent without waiting.
+    fn send(&self, to: &TcpStream, outbox: &Outbox) -> io::Result<()> {
+        let mut bytes = self.bytes.borrow_mut();
+        if !bytes.is_empty() && !self.is_busy.get() {
+            match to.try_write(&bytes) {
+                Ok(n) if n == bytes.len() => bytes.clear(),
+                Ok(n) => bytes.advance(n),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if !bytes.is_empty() {
+            outbox.wake();
+        }
+        Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes.borrow().len() >= WRITE_BYTES
+    }
+
+    /// Resolves when there is room for more.
+    async fn room(&self) {
+        while self.is_full() {
+            self.has_left.notified().await;
+        }
+    }
+}
+
 async fn exchange(stream: TcpStream, reader: FrameReader, lane: &Rc<Lane>) -> End {
     let (mut read_half, write_half) = stream.into_split();
-    let outbox = Arc::new(Outbox::default());
-    let is_closing = Cell::new(false);
-    let mut writing = std::pin::pin!(write(write_half, &outbox, &is_closing, lane));
+    let (outbox, leaving) = (Arc::new(Outbox::default()), Leaving::default());
+    let mut writing = std::pin::pin!(write(write_half, &outbox, &leaving, lane));
     let end = tokio::select! {
-        end = read(&mut read_half, reader, &outbox, lane) => end,
+        end = read(&mut read_half, reader, (&outbox, &leaving), lane) => end,
         end = &mut writing => return end,
     };
     if matches!(end, End::Closed | End::Drained) {
         // Nothing more comes in; what came in is answered.
-        is_closing.set(true);
+        leaving.is_closing.set(true);
         outbox.wake();
         writing.await;
         // Closed with something unread, the kernel would throw away answers that are still on their way.
@@ -213,15 +255,29 @@ async fn exchange(stream: TcpStream, reader: FrameReader, lane: &Rc<Lane>) -> En
     end
 }
 
-async fn read(from: &mut OwnedReadHalf, mut reader: FrameReader, outbox: &Arc<Outbox>, lane: &Rc<Lane>) -> End {
+async fn read(
+    from: &mut OwnedReadHalf,
+    mut reader: FrameReader,
+    (outbox, leaving): (&Arc<Outbox>, &Leaving),
+    lane: &Rc<Lane>,
+) -> End {
     let mut stage = lane.node.stage.subscribe();
     loop {
-        if let Err(error) = take_in(&mut reader, outbox, lane) {
+        while let taken = take_in(&mut reader, outbox, leaving, lane)
+            && !matches!(taken, Ok(true))
+        {
+            if let Err(error) = taken {
+                return error.into();
+            }
+            leaving.room().await;
+        }
+        if let Err(error) = leaving.send(from.as_ref(), outbox) {
             return error.into();
         }
         // Twice the bound: "overloaded" is an answer too, and a router that reads none of them must stop somewhere.
         outbox.room(2 * lane.node.in_flight_max).await;
         let read = tokio::select! {
+            biased;
             read = from.read_buf(reader.space()) => read,
             _ = stage.wait_for(|stage| *stage == Stage::Draining) => return End::Drained,
         };
@@ -234,13 +290,35 @@ async fn read(from: &mut OwnedReadHalf, mut reader: FrameReader, outbox: &Arc<Ou
     }
 }
 
-/// Takes in every whole frame that has arrived.
-fn take_in(reader: &mut FrameReader, outbox: &Arc<Outbox>, lane: &Rc<Lane>) -> Result<(), WireError> {
+/// Takes in the whole frames that have arrived. `false`: not all, since too much waits to leave.
+fn take_in(
+    reader: &mut FrameReader,
+    outbox: &Arc<Outbox>,
+    leaving: &Leaving,
+    lane: &Rc<Lane>,
+) -> Result<bool, WireError> {
     let mut works = Vec::new();
+    let moment = Moment::now(&lane.node);
     let result = loop {
+        if leaving.is_full() {
+            outbox.wake();
+            break Ok(false);
+        }
+        match reader.peek() {
+            Ok(Some(frame)) => {
+                if let Some(get) = GetRef::of(frame)
+                    && lane.hit(moment, &get, &mut leaving.bytes.borrow_mut())
+                {
+                    reader.skip();
+                    continue;
+                }
+            }
+            Ok(None) => break Ok(true),
+            Err(error) => break Err(error),
+        }
         let frame = match reader.next_frame() {
             Ok(Some(frame)) => frame,
-            Ok(None) => break Ok(()),
+            Ok(None) => break Ok(true),
             Err(error) => break Err(error),
         };
         match ToNode::decode(frame) {
@@ -249,6 +327,7 @@ fn take_in(reader: &mut FrameReader, outbox: &Arc<Outbox>, lane: &Rc<Lane>) -> R
             Err(error) => break Err(error),
         }
     };
+    lane.count_hits();
     lane.dispatch(works);
     result
 }
@@ -326,14 +405,18 @@ fn take_request(request: Request, outbox: &Arc<Outbox>, node: &Node) -> Option<W
     Some(work)
 }
 
-async fn write(mut to: OwnedWriteHalf, outbox: &Outbox, is_closing: &Cell<bool>, lane: &Rc<Lane>) -> End {
+async fn write(mut to: OwnedWriteHalf, outbox: &Outbox, leaving: &Leaving, lane: &Rc<Lane>) -> End {
     let mut buffer = BytesMut::with_capacity(WRITE_BYTES / 4);
     Welcome { n_lanes: lane.node.n_lanes.get(), node: lane.node.name.clone() }.encode(&mut buffer);
     let mut answers: Vec<Answer> = Vec::new();
     loop {
         let more_to_come = outbox.take(&mut answers);
+        if buffer.is_empty() {
+            std::mem::swap(&mut buffer, &mut *leaving.bytes.borrow_mut());
+            leaving.has_left.notify_one();
+        }
         if answers.is_empty() && buffer.is_empty() {
-            if is_closing.get() && !more_to_come {
+            if leaving.is_closing.get() && !more_to_come {
                 // A router that is gone does not mind.
                 let _ = to.shutdown().await;
                 return End::Closed;
@@ -343,6 +426,7 @@ async fn write(mut to: OwnedWriteHalf, outbox: &Outbox, is_closing: &Cell<bool>,
             tokio::task::yield_now().await;
             continue;
         }
+        leaving.is_busy.set(true);
         let mut waiting = answers.drain(..).peekable();
         loop {
             while buffer.len() < WRITE_BYTES
@@ -360,5 +444,27 @@ async fn write(mut to: OwnedWriteHalf, outbox: &Outbox, is_closing: &Cell<bool>,
                 break;
             }
         }
+        leaving.is_busy.set(false);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Takes in the same frames twice, and gives the allocations of the second time and the bytes that would leave.
+    pub(crate) fn allocations(frames: &[u8], lane: &Rc<Lane>) -> (u64, usize) {
+        let (mut reader, outbox, leaving) = (FrameReader::new(4096), Arc::default(), Leaving::default());
+        let mut allocations = 0;
+        for _ in 0..2 {
+            leaving.bytes.borrow_mut().clear();
+            reader.space().extend_from_slice(frames);
+            let counted = allocation_counter::measure(|| {
+                assert!(take_in(&mut reader, &outbox, &leaving, lane).expect("sound frames"), "all is taken in");
+            });
+            allocations = counted.count_total;
+        }
+        let leaving = leaving.bytes.borrow().len();
+        (allocations, leaving)
     }
 }

@@ -4,6 +4,7 @@
 //! writes and who waits for what in [`sharding::keys`]. Nothing in it waits: loads and writes run outside and come back as
 //! the messages [`Landed`] and [`WriteEnded`].
 
+mod actor;
 pub(crate) mod entries;
 mod explain;
 pub(crate) mod freshness;
@@ -14,7 +15,7 @@ mod writing;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
+use actix::{Addr, AsyncContext, Context, Message};
 use bytes::Bytes;
 use sharding::epoch::Epoch;
 use sharding::flight::{FlightId, FlightKey};
@@ -29,7 +30,8 @@ use crate::loading::{LoadError, Loaded};
 use crate::metrics::LoadReason;
 use crate::node::Node;
 use crate::reply::Reply;
-use crate::shard_region::{FenceSays, Notice, Serve, ShardDied, ShardRegion};
+use crate::shard_region::{FenceSays, Notice, Serve};
+pub(crate) use actor::{ShardActor, SharedShard, Told};
 use entries::{Entries, Entry};
 use freshness::Age;
 use handing::{Handing, Parked, Seal};
@@ -135,9 +137,19 @@ pub(crate) struct Overdue {
     id: FlightId,
 }
 
+/// Time to answer those who have waited for a write or a fence for too long.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+struct Look;
+
+/// An entry that was read is to be loaded anew before its time.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(crate) struct Ahead(pub(crate) FlightKey);
+
 /// Tells the shard of its load, however the load's task ends: its waiters are not stranded by a panic there.
 struct LoadTask {
-    shard: Addr<Shard>,
+    shard: Addr<ShardActor>,
     landed: Option<Landed>,
 }
 
@@ -161,7 +173,7 @@ pub(crate) struct Resize {
 #[rtype(result = "()")]
 pub(crate) struct Sweep;
 
-/// The owner of one shard's entries. Started by its lane's [`ShardRegion`], which hears of it when it panics.
+/// One shard's entries, and what goes on with them. Its [`ShardActor`] changes it.
 pub(crate) struct Shard {
     serve: Serve,
     /// When it began to.
@@ -182,12 +194,11 @@ pub(crate) struct Shard {
     seal: Seal,
     /// Requests that wait for the next owner.
     parked: Vec<Parked>,
-    supervisor: Addr<ShardRegion>,
 }
 
 impl Shard {
     /// A shard that begins with these entries, one table for each region.
-    pub(crate) fn new(serve: Serve, node: Arc<Node>, entries: Vec<Entries>, supervisor: Addr<ShardRegion>) -> Self {
+    pub(crate) fn new(serve: Serve, node: Arc<Node>, entries: Vec<Entries>) -> Self {
         let refreshes_from = vec![Instant::now(); entries.len()];
         let fence_of = node.regions.iter().map(|region| region.fence).collect();
         let keys = Keys::new(Rules::ALL, fence_of, node.n_fences(), serve.n);
@@ -205,13 +216,31 @@ impl Shard {
             handing: None,
             seal: Seal::Open,
             parked: Vec::new(),
-            supervisor,
         }
     }
 
     /// Whether it may act as the owner at this moment.
     fn owns(&self) -> bool {
         self.node.owns(self.serve.shard, self.serve.tenure)
+    }
+
+    /// What a fresh entry answers; `None`: ask the actor. Requires: the node's lease holds, and did when `now` was taken.
+    pub(crate) fn hit(&self, region: usize, key: &[u8], now: Instant) -> Option<&Entry> {
+        if !self.node.is_of(self.serve.shard, self.serve.tenure) || !self.is_open() || !self.keys.is_quiet() {
+            return None;
+        }
+        let is_true = |entry: &&Entry| {
+            entry.lifetime.age(now) == Age::Fresh && self.node.regions[region].trust.holds(entry.lifetime.trusted_at)
+        };
+        self.entries[region].get(key, now).filter(is_true)
+    }
+
+    /// Whether an entry that is being read is to be loaded anew before its time.
+    pub(crate) fn wants_ahead(&self, region: usize, entry: &Entry, now: Instant) -> bool {
+        entry.lifetime.is_ending(now)
+            && fastrand::u8(..AHEAD_CHANCE) == 0
+            && self.node.regions[region].is_idle()
+            && self.refreshes_from[region] <= now
     }
 
     fn get(&mut self, work: Work, now: Instant) {
@@ -237,8 +266,9 @@ impl Shard {
             if is_fresh { (Served::Hit, &region.metrics.hit) } else { (Served::Stale, &region.metrics.stale) };
         counter.inc();
         waiter.reply.send(answer(entry, served, true, now));
-        let is_ahead = || entry.lifetime.is_ending(now) && fastrand::u8(..AHEAD_CHANCE) == 0 && region.is_idle();
-        if (!is_fresh || is_ahead()) && self.refreshes_from[key.0] <= now {
+        let wants_refresh =
+            if is_fresh { self.wants_ahead(key.0, entry, now) } else { self.refreshes_from[key.0] <= now };
+        if wants_refresh {
             self.keys.handle_refresh(key.clone());
         }
         None
@@ -275,7 +305,7 @@ impl Shard {
     }
 
     /// Does what is to be done.
-    fn perform(&mut self, ctx: &mut Context<Self>) {
+    fn perform(&mut self, ctx: &mut Context<ShardActor>) {
         let (now, me) = (Instant::now(), ctx.address());
         while let Some(effect) = self.keys.poll_effect() {
             match effect {
@@ -298,7 +328,7 @@ impl Shard {
         self.end_if_done(ctx);
         if !self.is_looking && (self.keys.has_waiting() || !self.parked.is_empty()) {
             self.is_looking = true;
-            ctx.run_later(LEAVE_PERIOD, Self::look);
+            ctx.notify_later(Look, LEAVE_PERIOD);
         }
     }
 
@@ -315,7 +345,7 @@ impl Shard {
     }
 
     /// Answers those who cannot wait any longer for a write or a fence.
-    fn look(&mut self, ctx: &mut Context<Self>) {
+    fn look(&mut self, ctx: &mut Context<ShardActor>) {
         let now = Instant::now();
         self.is_looking = false;
         let left = self.keys.take_waiting(|reader| reader.leaves_at <= now, |writer| writer.is_late(now));
@@ -331,7 +361,7 @@ impl Shard {
     }
 
     /// Loads a key, for those who wait for it.
-    fn load(&mut self, key: FlightKey, id: FlightId, now: Instant, me: &Addr<Self>) {
+    fn load(&mut self, key: FlightKey, id: FlightId, now: Instant, me: &Addr<ShardActor>) {
         let leaves_at = self.keys.waiters(&key, id).next().map(|waiter| waiter.leaves_at);
         let reason = match leaves_at {
             Some(_) => self.reason(key.0, &key.1, now),
@@ -448,33 +478,22 @@ pub(crate) async fn watched<T>(what: impl Future<Output = T>, mut look_at: Insta
     }
 }
 
-pub(crate) fn answer(entry: &Entry, served: Served, kept: bool, now: Instant) -> AnswerBody {
+/// How an answer was come by, as the router is told.
+pub(crate) fn how(entry: &Entry, served: Served, kept: bool, now: Instant) -> WireEntry {
     let lifetime = &entry.lifetime;
-    let age = now.saturating_duration_since(lifetime.sent);
-    let how = WireEntry { served, kept, age, ttl_ms: lifetime.ttl_ms(now) };
+    WireEntry { served, kept, age: now.saturating_duration_since(lifetime.sent), ttl_ms: lifetime.ttl_ms(now) }
+}
+
+pub(crate) fn answer(entry: &Entry, served: Served, kept: bool, now: Instant) -> AnswerBody {
+    let how = how(entry, served, kept, now);
     match &entry.content {
         Some((value, etag)) => AnswerBody::Value { entry: how, etag: *etag, value: value.clone() },
         None => AnswerBody::Absent(how),
     }
 }
 
-impl Actor for Shard {
-    type Context = Context<Self>;
-}
-
-impl Drop for Shard {
-    /// A panic ends the actor and nobody restarts it; so it says so itself. Its waiters are answered as they drop.
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.supervisor.do_send(ShardDied { shard: self.serve.shard, tenure: self.serve.tenure });
-        }
-    }
-}
-
-impl Handler<Batch> for Shard {
-    type Result = ();
-
-    fn handle(&mut self, Batch(batch): Batch, ctx: &mut Context<Self>) {
+impl Told<Batch> for Shard {
+    fn told(&mut self, Batch(batch): Batch, ctx: &mut Context<ShardActor>) {
         let now = Instant::now();
         // Here the values are taken: here the lease has to hold.
         let owns = self.owns();
@@ -501,19 +520,15 @@ impl Handler<Batch> for Shard {
     }
 }
 
-impl Handler<WriteEnded> for Shard {
-    type Result = ();
-
-    fn handle(&mut self, ended: WriteEnded, ctx: &mut Context<Self>) {
+impl Told<WriteEnded> for Shard {
+    fn told(&mut self, ended: WriteEnded, ctx: &mut Context<ShardActor>) {
         self.end_write(ended);
         self.perform(ctx);
     }
 }
 
-impl Handler<FenceSays> for Shard {
-    type Result = ();
-
-    fn handle(&mut self, FenceSays { fence, result, .. }: FenceSays, ctx: &mut Context<Self>) {
+impl Told<FenceSays> for Shard {
+    fn told(&mut self, FenceSays { fence, result, .. }: FenceSays, ctx: &mut Context<ShardActor>) {
         match result {
             Ok(n) => self.keys.handle_raised(fence, n),
             Err(failure) => {
@@ -529,46 +544,51 @@ impl Handler<FenceSays> for Shard {
     }
 }
 
-impl Handler<Landed> for Shard {
-    type Result = ();
-
-    fn handle(&mut self, landed: Landed, ctx: &mut Context<Self>) {
+impl Told<Landed> for Shard {
+    fn told(&mut self, landed: Landed, ctx: &mut Context<ShardActor>) {
         self.land(landed, Instant::now());
         self.perform(ctx);
     }
 }
 
-impl Handler<Notice> for Shard {
-    type Result = ();
-
-    fn handle(&mut self, notice: Notice, _: &mut Context<Self>) {
+impl Told<Notice> for Shard {
+    fn told(&mut self, notice: Notice, _: &mut Context<ShardActor>) {
         self.forget(notice.region, &notice.key);
         drop(notice.permit);
     }
 }
 
-impl Handler<Overdue> for Shard {
-    type Result = ();
+impl Told<Look> for Shard {
+    fn told(&mut self, _: Look, ctx: &mut Context<ShardActor>) {
+        self.look(ctx);
+    }
+}
 
-    fn handle(&mut self, overdue: Overdue, _: &mut Context<Self>) {
+impl Told<Ahead> for Shard {
+    fn told(&mut self, Ahead(key): Ahead, ctx: &mut Context<ShardActor>) {
+        if self.owns() && self.is_open() {
+            self.keys.handle_refresh(key);
+            self.perform(ctx);
+        }
+    }
+}
+
+impl Told<Overdue> for Shard {
+    fn told(&mut self, overdue: Overdue, _: &mut Context<ShardActor>) {
         self.part(&overdue, Instant::now());
     }
 }
 
-impl Handler<Resize> for Shard {
-    type Result = ();
-
-    fn handle(&mut self, resize: Resize, _: &mut Context<Self>) {
+impl Told<Resize> for Shard {
+    fn told(&mut self, resize: Resize, _: &mut Context<ShardActor>) {
         for (entries, region) in self.entries.iter_mut().zip(&*self.node.regions) {
             entries.resize(region.shard_bytes(resize.n_owned));
         }
     }
 }
 
-impl Handler<Sweep> for Shard {
-    type Result = ();
-
-    fn handle(&mut self, _: Sweep, _: &mut Context<Self>) {
+impl Told<Sweep> for Shard {
+    fn told(&mut self, _: Sweep, _: &mut Context<ShardActor>) {
         let now = Instant::now();
         for entries in &mut self.entries {
             entries.sweep(now);
@@ -581,11 +601,9 @@ impl Handler<Sweep> for Shard {
 #[rtype(result = "()")]
 pub(crate) struct Stop;
 
-impl Handler<Stop> for Shard {
-    type Result = ();
-
+impl Told<Stop> for Shard {
     /// Who waits is sent to whoever owns the shard now; writes that were begun are still answered.
-    fn handle(&mut self, _: Stop, ctx: &mut Context<Self>) {
+    fn told(&mut self, _: Stop, ctx: &mut Context<ShardActor>) {
         self.is_stopping = true;
         self.send_on();
         self.unpark(None);

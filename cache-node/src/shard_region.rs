@@ -6,14 +6,15 @@
 use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use sharding::epoch::Epoch;
+use sharding::hash::shard_of;
 use sharding::id::ShardId;
 use sharding::membership::After;
-use sharding::wire::{Failure, FrameReader};
+use sharding::wire::{self, Answer, Failure, FrameReader, GetRef};
 use tokio::sync::OwnedSemaphorePermit;
 use transport::upstream::Upstream;
 
@@ -23,19 +24,44 @@ use crate::node::Node;
 use crate::pass_through::PassThrough;
 use crate::region::Region;
 use crate::shard::entries::Entries;
-use crate::shard::{Batch, Op, Resize, Shard, Stop, Sweep, Work};
+use crate::shard::{Ahead, Batch, Op, Resize, Shard, ShardActor, SharedShard, Stop, Sweep, Work, how};
 use crate::taking::{Beginning, Taking, Wish};
 
 /// Every shard is swept once in this time.
 const SWEEP_PERIOD: Duration = Duration::from_secs(30);
+/// A larger value is not copied to those that leave with it.
+const VALUE_BYTES_COPIED: usize = 256 * 1024;
 /// Pause between two parts of a sweep.
 const SWEEP_PAUSE: Duration = Duration::from_millis(100);
+
+/// A shard that is served on this lane.
+struct Served {
+    actor: Addr<ShardActor>,
+    shard: SharedShard,
+}
+
+/// The moment at which what has arrived on a connection is looked at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    now: Instant,
+    holds_lease: bool,
+}
+
+impl Moment {
+    /// This one. The lease is looked at after everything has arrived that is answered by it, so each answer was right at
+    /// some time between its request and itself.
+    pub(crate) fn now(node: &Node) -> Self {
+        Self { now: Instant::now(), holds_lease: node.holds_lease() }
+    }
+}
 
 /// A lane's shards, for all who live on its thread.
 pub(crate) struct Lane {
     number: u16,
     pub(crate) node: Arc<Node>,
-    shards: RefCell<Vec<Option<Addr<Shard>>>>,
+    shards: RefCell<Vec<Option<Served>>>,
+    /// Hits since they were counted last, by region.
+    hits: RefCell<Vec<u64>>,
     pass_through: Rc<PassThrough>,
     /// Connections to other nodes.
     pub(crate) upstream: Rc<Upstream>,
@@ -52,6 +78,41 @@ impl Lane {
         let n_owned = self.n_owned.get();
         let part = |region: &Region| Entries::new(region.shard_bytes(n_owned), region.metrics.entries.clone());
         self.node.regions.iter().map(part).collect()
+    }
+
+    /// Answers from memory at once, if a fresh entry of this lane can; whether it did.
+    pub(crate) fn hit(&self, moment: Moment, get: &GetRef<'_>, out: &mut BytesMut) -> bool {
+        let Moment { now, holds_lease: true } = moment else { return false };
+        let ask = &get.ask;
+        let Some(region) = self.node.region(ask.region) else { return false };
+        // A router whose map has another number of shards is told so elsewhere.
+        if shard_of(&self.node.regions[region].name, ask.key, self.node.n_shards) != ask.shard {
+            return false;
+        }
+        let shards = self.shards.borrow();
+        let Some(Some(served)) = shards.get(ask.shard.index()) else { return false };
+        let shard = served.shard.borrow();
+        let Some(shard) = &*shard else { return false };
+        let Some(entry) = shard.hit(region, ask.key, now) else { return false };
+        let Some((value, etag)) = &entry.content else { return false };
+        if value.len() > VALUE_BYTES_COPIED {
+            return false;
+        }
+        Answer::encode_value(get.id, &how(entry, wire::Served::Hit, true, now), *etag, value, out);
+        self.hits.borrow_mut()[region] += 1;
+        if shard.wants_ahead(region, entry, now) {
+            served.actor.do_send(Ahead((region, Bytes::copy_from_slice(ask.key))));
+        }
+        true
+    }
+
+    /// Adds the hits up that were not counted yet.
+    pub(crate) fn count_hits(&self) {
+        for (hits, region) in self.hits.borrow_mut().iter_mut().zip(&*self.node.regions) {
+            if *hits > 0 {
+                region.metrics.hit.inc_by(std::mem::take(hits));
+            }
+        }
     }
 
     /// A grant that has waited is acted on.
@@ -96,7 +157,10 @@ impl Lane {
                 }
             }
         }
-        let owner = self.shards.borrow().get(shard.index()).cloned().flatten();
+        let owner = match self.shards.borrow().get(shard.index()) {
+            Some(Some(served)) => Some(served.actor.clone()),
+            _ => None,
+        };
         match owner {
             Some(owner) => owner.do_send(Batch(works)),
             None => works.into_iter().for_each(|work| self.node.misdirect(work)),
@@ -197,10 +261,12 @@ impl ShardRegion {
             Upstream::new(Arc::clone(&node.names), node.in_flight_max, node.metrics.owner_connections.clone());
         let upstream = Rc::new(upstream);
         let pass_through = Rc::new(PassThrough::new(Arc::clone(&node), Rc::clone(&upstream)));
+        let hits = RefCell::new(vec![0; node.regions.len()]);
         let lane = Lane {
             number,
             node,
             shards: RefCell::default(),
+            hits,
             pass_through,
             upstream,
             taking: Taking::default(),
@@ -214,12 +280,12 @@ impl ShardRegion {
     fn start_shard(&self, serve: Serve, warm: Option<Vec<Entries>>, me: Addr<Self>) {
         let (node, shard) = (Arc::clone(&self.lane.node), serve.shard);
         let entries = warm.unwrap_or_else(|| self.lane.empty_entries());
-        let address = Shard::new(serve, node, entries, me).start();
+        let (actor, served) = ShardActor::start(Shard::new(serve, node, entries), me);
         let mut shards = self.lane.shards.borrow_mut();
         if shards.len() <= shard.index() {
-            shards.resize(shard.index() + 1, None);
+            shards.resize_with(shard.index() + 1, || None);
         }
-        shards[shard.index()] = Some(address);
+        shards[shard.index()] = Some(Served { actor, shard: served });
     }
 
     fn sweep_some(&mut self) {
@@ -227,8 +293,8 @@ impl ShardRegion {
         let pauses = usize::try_from(SWEEP_PERIOD.as_millis() / SWEEP_PAUSE.as_millis()).unwrap_or(1);
         for _ in 0..shards.len().div_ceil(pauses) {
             self.next_swept = (self.next_swept + 1) % shards.len();
-            if let Some(shard) = &shards[self.next_swept] {
-                shard.do_send(Sweep);
+            if let Some(served) = &shards[self.next_swept] {
+                served.actor.do_send(Sweep);
             }
         }
     }
@@ -255,8 +321,8 @@ impl Handler<Resize> for ShardRegion {
 
     fn handle(&mut self, resize: Resize, _: &mut Context<Self>) {
         self.lane.n_owned.set(resize.n_owned);
-        for shard in self.lane.shards.borrow().iter().flatten() {
-            shard.do_send(resize);
+        for served in self.lane.shards.borrow().iter().flatten() {
+            served.actor.do_send(resize);
         }
     }
 }
@@ -286,8 +352,8 @@ impl Handler<Notice> for ShardRegion {
     type Result = ();
 
     fn handle(&mut self, notice: Notice, _: &mut Context<Self>) {
-        if let Some(Some(shard)) = self.lane.shards.borrow().get(notice.shard.index()) {
-            shard.do_send(notice);
+        if let Some(Some(served)) = self.lane.shards.borrow().get(notice.shard.index()) {
+            served.actor.do_send(notice);
         } else {
             self.lane.taking.handle_notice(notice.shard, &(notice.region, notice.key));
         }
@@ -311,8 +377,8 @@ impl Handler<FenceSays> for ShardRegion {
             .serves
             .get(says.shard.index())
             .is_some_and(|serve| serve.is_some_and(|serve| serve.tenure == says.tenure));
-        if is_meant && let Some(Some(shard)) = self.lane.shards.borrow().get(says.shard.index()) {
-            shard.do_send(says);
+        if is_meant && let Some(Some(served)) = self.lane.shards.borrow().get(says.shard.index()) {
+            served.actor.do_send(says);
         }
     }
 }
@@ -323,7 +389,7 @@ impl Handler<Release> for ShardRegion {
     fn handle(&mut self, Release { shard }: Release, _: &mut Context<Self>) {
         let gone = self.lane.shards.borrow_mut().get_mut(shard.index()).and_then(Option::take);
         if let Some(gone) = gone {
-            gone.do_send(Stop);
+            gone.actor.do_send(Stop);
             self.serves[shard.index()] = None;
             self.lane.node.serving.dec();
         } else {

@@ -3,15 +3,16 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use sharding::hash::shard_of;
 use sharding::id::{RegionName, ShardId};
 use sharding::routing::{Next, Setback, Tries, bypass};
-use sharding::wire::{AnswerBody, Ask, Failure, FailureCode, Precondition, RequestBody};
+use sharding::wire::{AnswerBody, Ask, AskRef, Failure, FailureCode, GetRef, Precondition, RequestBody};
 use tokio::time::{Instant, sleep, timeout_at};
-use transport::upstream::{Upstream, UpstreamError};
+use transport::upstream::{Asking, Upstream, UpstreamError};
 
 use crate::map_watch::{MapWatch, View};
 use crate::metrics::Metrics;
@@ -68,6 +69,34 @@ impl Question {
     }
 }
 
+/// A read that was sent to the owner of its key as soon as it came.
+pub(crate) struct Begun {
+    view: Arc<View>,
+    shard: ShardId,
+    deadline: Instant,
+    asking: Asking,
+    /// What the owner has said, if it is nothing that was asked for.
+    setback: Option<AnswerBody>,
+}
+
+impl Begun {
+    /// By which map.
+    pub(crate) const fn view(&self) -> &Arc<View> {
+        &self.view
+    }
+
+    /// A value, or "absent". `None`: [`Forwarder::go_on`] says what there is instead.
+    pub(crate) fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Option<AnswerBody>> {
+        self.asking.poll_answer(cx).map(|answer| match answer {
+            Some(answer @ (AnswerBody::Value { .. } | AnswerBody::Absent(_))) => Some(answer),
+            other => {
+                self.setback = other;
+                None
+            }
+        })
+    }
+}
+
 /// One request, through all its tries.
 struct Wish<'a> {
     question: Question,
@@ -99,10 +128,7 @@ impl Forwarder {
     ) -> Result<AnswerBody, ForwardError> {
         let deadline = Instant::now() + self.request_timeout;
         let wish = Wish { question, region, key, deadline, may_be_done: Cell::new(false) };
-        let asked = self.ask_until(&wish);
-        // Each try keeps the deadline itself; this one is for the waits between them.
-        let asked = timeout_at(deadline, asked).await;
-        let answer = asked.unwrap_or(Err(ForwardError::DeadlinePassed(self.request_timeout)));
+        let answer = self.ask_until(&wish, None).await;
         match answer {
             // What a node says of a write says whether it was done.
             Err(error) if wish.question.is_write() && !matches!(error, ForwardError::Node(_)) => {
@@ -113,19 +139,69 @@ impl Forwarder {
         }
     }
 
-    async fn ask_until(&self, wish: &Wish<'_>) -> Result<AnswerBody, ForwardError> {
+    /// Sends a read to its owner, if there is nothing to be waited for before.
+    pub(crate) fn begin(&self, view: &Arc<View>, region: &RegionName, key: &[u8], now: Instant) -> Option<Begun> {
+        let shard = shard_of(region, key, view.map.n_shards());
+        let begin = self.upstream.begin(&view.map.owner_of(shard)?.data, shard, PATIENCE)?;
+        let (deadline, region) = (self.request_timeout, region.as_str().as_bytes());
+        let ask = AskRef { deadline, epoch: view.map.epoch(), shard, region, key };
+        let asking = begin.ask(|id, out| GetRef { id, ask }.encode(out));
+        Some(Begun { view: Arc::clone(view), shard, deadline: now + deadline, asking, setback: None })
+    }
+
+    /// As [`Forwarder::ask`], with a first try that was begun.
+    pub(crate) async fn go_on(
+        &self,
+        begun: Begun,
+        region: &RegionName,
+        key: Bytes,
+    ) -> Result<AnswerBody, ForwardError> {
+        let Begun { view, shard, deadline, asking, setback } = begun;
+        let wish = Wish { question: Question::Get, region, key, deadline, may_be_done: Cell::new(false) };
+        let answer = match setback {
+            Some(setback) => Ok(setback),
+            None => self.upstream.answer(asking, shard, deadline).await,
+        };
+        match self.met(answer, shard, &wish) {
+            Ok(answer) => Ok(answer),
+            Err(Met::Final(error)) => Err(error),
+            Err(Met::Setback(setback, error)) => self.ask_until(&wish, Some((view, shard, setback, error))).await,
+        }
+    }
+
+    /// Tries until there is an answer. `first`: what the first try has met, if there was one.
+    async fn ask_until(
+        &self,
+        wish: &Wish<'_>,
+        first: Option<(Arc<View>, ShardId, Setback, ForwardError)>,
+    ) -> Result<AnswerBody, ForwardError> {
+        // Each try keeps the deadline itself; this one is for the waits between them.
+        let asked = timeout_at(wish.deadline, self.try_until(wish, first)).await;
+        asked.unwrap_or(Err(ForwardError::DeadlinePassed(self.request_timeout)))
+    }
+
+    async fn try_until(
+        &self,
+        wish: &Wish<'_>,
+        mut first: Option<(Arc<View>, ShardId, Setback, ForwardError)>,
+    ) -> Result<AnswerBody, ForwardError> {
         let tries = if wish.question == Question::Get { Tries::of_read() } else { Tries::of_owner() };
         let (mut tries, mut whom, mut first_error) = (tries, Whom::Owner, None);
         loop {
-            let view = self.watch.view().ok_or(ForwardError::NoMap)?;
-            let shard = match &wish.question {
-                &Question::InvalidatePrefix(shard) => shard,
-                _ => shard_of(wish.region, &wish.key, view.map.n_shards()),
-            };
-            let (setback, error) = match self.try_once(&view, shard, whom, wish).await {
-                Ok(answer) => return Ok(answer),
-                Err(Met::Final(error)) => return Err(error),
-                Err(Met::Setback(setback, error)) => (setback, error),
+            let (view, shard, setback, error) = match first.take() {
+                Some(met) => met,
+                None => {
+                    let view = self.watch.view().ok_or(ForwardError::NoMap)?;
+                    let shard = match &wish.question {
+                        &Question::InvalidatePrefix(shard) => shard,
+                        _ => shard_of(wish.region, &wish.key, view.map.n_shards()),
+                    };
+                    match self.try_once(&view, shard, whom, wish).await {
+                        Ok(answer) => return Ok(answer),
+                        Err(Met::Final(error)) => return Err(error),
+                        Err(Met::Setback(setback, error)) => (view, shard, setback, error),
+                    }
+                }
             };
             // What the owner met says more than what those met who were asked past it.
             let error = first_error.get_or_insert(error);
@@ -182,6 +258,16 @@ impl Forwarder {
         wish.may_be_done.set(true);
         let answer = self.upstream.ask_patiently(&node.data, shard, body, wish.deadline, PATIENCE).await;
         wish.may_be_done.set(answer.as_ref().is_err_and(UpstreamError::was_asked));
+        self.met(answer, shard, wish)
+    }
+
+    /// What a try has brought.
+    fn met(
+        &self,
+        answer: Result<AnswerBody, UpstreamError>,
+        shard: ShardId,
+        wish: &Wish<'_>,
+    ) -> Result<AnswerBody, Met> {
         match answer {
             Ok(AnswerBody::Misdirected { epoch, .. }) => {
                 self.metrics.misdirected.inc();

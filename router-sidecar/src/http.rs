@@ -4,6 +4,7 @@ mod admin;
 mod batch;
 mod entries;
 mod error;
+pub(crate) mod front;
 mod invalidate;
 mod target;
 mod write;
@@ -11,6 +12,7 @@ mod write;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use actix_web::dev::RequestHead;
 use actix_web::http::{ConnectionType, Method};
 use actix_web::{HttpRequest, HttpResponse, Resource, Route, guard, web};
 use prometheus_client::registry::Registry;
@@ -19,7 +21,8 @@ use tokio::time::Instant;
 
 use crate::forward::Forwarder;
 use crate::map_watch::MapWatch;
-use crate::metrics::{Metrics, NO_REGION};
+use crate::metrics::{NO_REGION, Requests};
+pub(crate) use entries::Texts;
 use error::Problem;
 use target::Target;
 
@@ -32,7 +35,8 @@ const ALL_METHODS: &str = "GET, HEAD, PUT, DELETE";
 /// What the handlers of one thread share.
 pub(crate) struct HttpState {
     pub(crate) forwarder: Forwarder,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) requests: Arc<Requests>,
+    pub(crate) texts: Texts,
     pub(crate) body_bytes_max: usize,
     pub(crate) batch_keys_max: usize,
     pub(crate) batch_bytes_max: usize,
@@ -52,10 +56,10 @@ pub(crate) struct Probed {
 }
 
 /// Puts all routes in place. `state` belongs to the thread that calls this.
-pub(crate) fn routes(config: &mut web::ServiceConfig, state: HttpState, probed: Probed) {
+pub(crate) fn routes(config: &mut web::ServiceConfig, state: Rc<HttpState>, probed: Probed) {
     probes(config, probed);
     config
-        .app_data(web::Data::new(Rc::new(state)))
+        .app_data(web::Data::new(state))
         .service(page("/-/map").route(reading().to(admin::map)))
         .service(page("/-/cluster").route(reading().to(admin::cluster)))
         .service(page("/-/explain/{entry:.*}").route(reading().to(admin::explain)))
@@ -74,12 +78,12 @@ pub(crate) fn probes(config: &mut web::ServiceConfig, probed: Probed) {
 }
 
 fn page(path: &str) -> Resource {
-    let refuse = |request: HttpRequest| async move { Problem::method(READING_METHODS).answer(&request) };
+    let refuse = |request: HttpRequest| async move { Problem::method(READING_METHODS).answer(request.head()) };
     web::resource(path).default_service(web::to(refuse))
 }
 
 fn posting(path: &str) -> Resource {
-    let refuse = |request: HttpRequest| async move { Problem::method(REGION_METHODS).answer(&request) };
+    let refuse = |request: HttpRequest| async move { Problem::method(REGION_METHODS).answer(request.head()) };
     web::resource(path).default_service(web::to(refuse))
 }
 
@@ -94,15 +98,28 @@ async fn entry_or_region(request: HttpRequest, payload: web::Payload, state: Sha
         Ok((region, answer)) => (region, Ok(answer)),
         Err((region, problem)) => (region, Err(problem)),
     };
-    let mut response = answer.unwrap_or_else(|problem| problem.answer(&request));
-    if *state.drain.borrow() {
-        // Whoever keeps the connection finds another router with the next one.
-        response.head_mut().set_connection_type(ConnectionType::Close);
+    let response = answer.unwrap_or_else(|problem| problem.answer(request.head()));
+    state.end(request.head(), region.as_deref(), started, response)
+}
+
+impl HttpState {
+    /// The last thing that is done about a request for an entry.
+    fn end(
+        &self,
+        request: &RequestHead,
+        region: Option<&str>,
+        started: Instant,
+        mut response: HttpResponse,
+    ) -> HttpResponse {
+        if *self.drain.borrow() {
+            // Whoever keeps the connection finds another router with the next one.
+            response.head_mut().set_connection_type(ConnectionType::Close);
+        }
+        let status = response.status().as_u16();
+        self.requests.count(region.unwrap_or(NO_REGION), status, started.elapsed());
+        log::debug!(method:% = request.method, path = request.uri.path(), status; "answered");
+        response
     }
-    let status = response.status().as_u16();
-    state.metrics.count_request(region.as_deref().unwrap_or(NO_REGION), status, started.elapsed());
-    log::debug!(method:% = request.method(), path = request.path(), status; "answered");
-    response
 }
 
 type Region = Option<String>;
@@ -114,10 +131,10 @@ async fn dispatch(
 ) -> Result<(Region, HttpResponse), (Region, Problem)> {
     let view = state.forwarder.watch.first_view().await.ok_or_else(|| (None, Problem::no_map()))?;
     let target = Target::parse(request.uri().path()).map_err(|error| (None, error.into()))?;
-    let info = view.region(&target.region).ok_or_else(|| (None, Problem::unknown_region(&target.region, &view)))?;
-    let region = Some(target.region);
+    let at = view.position(&target.region).ok_or_else(|| (None, Problem::unknown_region(&target.region, &view)))?;
+    let (region, info) = (Some(target.region), &view.regions[at]);
     let answer = match (target.key, request.method()) {
-        (Some(key), &Method::GET | &Method::HEAD) => entries::get(request, state, info, key).await,
+        (Some(key), &Method::GET | &Method::HEAD) => entries::get(request, state, (&view, at), key).await,
         (Some(key), &Method::PUT) if info.writes => write::put(request, payload, state, info, key).await,
         (Some(key), &Method::DELETE) if info.writes => write::delete(request, state, info, key).await,
         (Some(_), _) if info.writes => Err(Problem::method(ALL_METHODS)),

@@ -24,7 +24,8 @@ use tokio::sync::watch;
 
 use config::Args;
 use forward::Forwarder;
-use http::{HttpState, Probed};
+use http::front::front;
+use http::{HttpState, Probed, Texts};
 use map_watch::MapWatch;
 use metrics::Metrics;
 use sharding::map::Member;
@@ -119,13 +120,16 @@ fn serve(
                 metrics: Arc::clone(&metrics),
                 request_timeout: limits.request_timeout,
             },
-            metrics: Arc::clone(&metrics),
+            requests: metrics.of_thread(),
+            texts: Texts::new(),
             body_bytes_max: limits.body_bytes_max,
             batch_keys_max: limits.batch_keys_max,
             batch_bytes_max: limits.batch_bytes_max,
             drain: probed.drain.clone(),
         };
-        App::new().configure(|config| http::routes(config, state, probed.clone()))
+        let state = Rc::new(state);
+        let app = App::new().configure(|config| http::routes(config, Rc::clone(&state), probed.clone()));
+        front(app, state)
     };
     let server = HttpServer::new(app)
         .workers(args.threads.get())

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use actix_web::http::header::HeaderValue;
 use arc_swap::ArcSwapOption;
 use sharding::epoch::Epoch;
 use sharding::map::{Member, ShardMap};
@@ -30,13 +31,38 @@ const SUSPECT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct View {
     pub(crate) map: Arc<ShardMap>,
     pub(crate) regions: Vec<RegionInfo>,
+    /// What stands in the answers of each region.
+    pub(crate) heads: Vec<Head>,
     /// How long a failover takes.
     failover: Duration,
 }
 
+/// Headers that all values of a region have.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) content_type: HeaderValue,
+    pub(crate) cache_control: HeaderValue,
+}
+
+impl Head {
+    fn of(region: &RegionInfo) -> Self {
+        // Nodes refuse a configuration with texts that are no headers.
+        let value = |text: &str, other| HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static(other));
+        Self {
+            content_type: value(&region.content_type, "application/octet-stream"),
+            cache_control: value(&region.cache_control, "no-store"),
+        }
+    }
+}
+
 impl View {
+    /// Where a region stands in [`View::regions`].
+    pub(crate) fn position(&self, name: &str) -> Option<usize> {
+        self.regions.iter().position(|region| region.name.as_str() == name)
+    }
+
     pub(crate) fn region(&self, name: &str) -> Option<&RegionInfo> {
-        self.regions.iter().find(|region| region.name.as_str() == name)
+        self.position(name).map(|at| &self.regions[at])
     }
 }
 
@@ -178,7 +204,7 @@ impl MapWatch {
     }
 
     /// Takes what is newer; of the same map the regions, which a node started anew may have changed.
-    fn take(&self, answer: MapAnswer) {
+    pub(crate) fn take(&self, answer: MapAnswer) {
         let epoch = answer.map.epoch();
         if let Some(view) = self.view() {
             let is_news = epoch > view.map.epoch() || (epoch == view.map.epoch() && answer.regions != view.regions);
@@ -189,7 +215,9 @@ impl MapWatch {
         log::info!(epoch:%, nodes = answer.map.members().len(); "a new shard map");
         self.metrics.map_term.set(i64::try_from(epoch.term.counter).unwrap_or(i64::MAX));
         self.metrics.map_epoch.set(i64::try_from(epoch.seq).unwrap_or(i64::MAX));
-        self.view.store(Some(Arc::new(View { map: answer.map, regions: answer.regions, failover: answer.failover })));
+        let MapAnswer { map, regions, failover } = answer;
+        let heads = regions.iter().map(Head::of).collect();
+        self.view.store(Some(Arc::new(View { map, regions, heads, failover })));
         *self.suspected_since() = None;
         self.seen.send_replace(Some(epoch));
     }

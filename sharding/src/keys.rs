@@ -170,6 +170,12 @@ impl<R, W> Keys<R, W> {
         !self.rules.hide || self.held.is_empty() || !self.held.contains_key(key)
     }
 
+    /// Whether [`Keys::may_serve`] holds of every key.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        !self.rules.hide || self.held.is_empty()
+    }
+
     /// Whether a key is being loaded.
     #[must_use]
     pub fn is_loading(&self, key: &FlightKey) -> bool {

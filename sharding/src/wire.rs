@@ -11,7 +11,7 @@ mod control;
 mod handoff;
 mod request;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 pub use answer::{
     Answer, AnswerBody, Entry, Failure, FailureCode, FromNode, MapAnswer, Refused, RegionInfo, Served, Welcome,
@@ -19,7 +19,7 @@ pub use answer::{
 pub use codec::Etag;
 pub use control::{CONTROL_FRAME_BYTES_MAX, Control, IDENTITY_BYTES_MAX, Join};
 pub use handoff::{CHUNK_ENTRIES_MAX, Chunk, Handed};
-pub use request::{Ask, Hello, Precondition, Pull, Request, RequestBody, TAGS_MAX, Tags, ToNode};
+pub use request::{Ask, AskRef, GetRef, Hello, Precondition, Pull, Request, RequestBody, TAGS_MAX, Tags, ToNode};
 
 /// Number of this protocol; a peer that speaks another one is refused.
 pub const PROTOCOL: u16 = 1;
@@ -116,16 +116,34 @@ impl FrameReader {
     /// # Errors
     /// [`WireError::TooLong`] as soon as the length is known.
     pub fn next_frame(&mut self) -> Result<Option<Bytes>, WireError> {
+        let Some(len) = self.whole()? else { return Ok(None) };
+        let mut frame = self.buffer.split_to(LENGTH_BYTES + len).freeze();
+        Ok(Some(frame.split_off(LENGTH_BYTES)))
+    }
+
+    /// The next whole frame where it lies: it stays the next one until it is [skipped](FrameReader::skip).
+    ///
+    /// # Errors
+    /// As [`FrameReader::next_frame`].
+    pub fn peek(&self) -> Result<Option<&[u8]>, WireError> {
+        Ok(self.whole()?.map(|len| &self.buffer[LENGTH_BYTES..LENGTH_BYTES + len]))
+    }
+
+    /// Passes over the frame that was peeked at.
+    pub fn skip(&mut self) {
+        if let Ok(Some(len)) = self.whole() {
+            self.buffer.advance(LENGTH_BYTES + len);
+        }
+    }
+
+    /// The length of the next frame, if all of it is there.
+    fn whole(&self) -> Result<Option<usize>, WireError> {
         let Some(length) = self.buffer.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
         let len = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
         if len > self.frame_bytes_max {
             return Err(WireError::TooLong { len, max: self.frame_bytes_max });
         }
-        if self.buffer.len() < LENGTH_BYTES + len {
-            return Ok(None);
-        }
-        let mut frame = self.buffer.split_to(LENGTH_BYTES + len).freeze();
-        Ok(Some(frame.split_off(LENGTH_BYTES)))
+        Ok((self.buffer.len() >= LENGTH_BYTES + len).then_some(len))
     }
 }
 
@@ -141,8 +159,15 @@ mod tests {
             let mut frames = Vec::new();
             for part in [&stream[..cut], &stream[cut..]] {
                 reader.space().extend_from_slice(part);
-                while let Some(frame) = reader.next_frame().expect("short frames") {
-                    frames.push(frame.to_vec());
+                while let Some(frame) = reader.peek().expect("short frames").map(<[u8]>::to_vec) {
+                    frames.push(frame);
+                    match frames.len() % 2 {
+                        0 => reader.skip(),
+                        _ => assert_eq!(
+                            reader.next_frame().expect("as above").as_deref(),
+                            frames.last().map(|last| &**last)
+                        ),
+                    }
                 }
             }
             assert_eq!(frames, [vec![1, 2, 3], vec![], vec![9]], "cut at {cut}");

@@ -5,23 +5,26 @@
 mod connection;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::num::NonZeroU16;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::BytesMut;
 use prometheus_client::metrics::gauge::Gauge;
+use rustc_hash::FxHashMap;
 use sharding::id::ShardId;
-use sharding::wire::{AnswerBody, RequestBody};
+use sharding::wire::{AnswerBody, Request, RequestBody};
 use tokio::sync::oneshot;
 use tokio::task::spawn_local;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::names::Names;
 pub use connection::ConnectError;
-use connection::Connection;
+use connection::{Asked, Came, Connection};
 
 /// Why a node did not answer.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -83,7 +86,7 @@ impl UpstreamError {
 
 /// The connections of one thread.
 pub struct Upstream {
-    links: RefCell<HashMap<String, Rc<Link>>>,
+    links: RefCell<FxHashMap<String, Rc<Link>>>,
     names: Arc<Names>,
     in_flight_max: usize,
     n_open: Gauge,
@@ -94,9 +97,9 @@ struct Link {
     address: Arc<str>,
     /// As the node said last; one until it has.
     n_lanes: Cell<NonZeroU16>,
-    lanes: RefCell<HashMap<u16, LaneLink>>,
+    lanes: RefCell<FxHashMap<u16, LaneLink>>,
     /// Lanes that somebody has waited for too long.
-    watches: RefCell<HashMap<u16, Watch>>,
+    watches: RefCell<FxHashMap<u16, Watch>>,
 }
 
 /// Looks whether a lane is there.
@@ -130,7 +133,56 @@ impl Watch {
     }
 }
 
+impl Link {
+    fn lost(&self, was_asked: bool) -> UpstreamError {
+        UpstreamError::Lost { address: Arc::clone(&self.address), was_asked }
+    }
+
+    fn passed(&self, was_asked: bool) -> UpstreamError {
+        UpstreamError::DeadlinePassed { address: Arc::clone(&self.address), was_asked }
+    }
+}
+
 type Opened = Result<Rc<Connection>, UpstreamError>;
+
+/// A question that can be asked at once.
+pub struct Begin {
+    connection: Rc<Connection>,
+    link: Rc<Link>,
+    patience: Duration,
+}
+
+impl Begin {
+    /// Asks it. `encode` writes the request, under the id that it is given.
+    pub fn ask(self, encode: impl FnOnce(u32, &mut BytesMut)) -> Asking {
+        let Self { connection, link, patience } = self;
+        Asking { asked: connection.ask(Some(patience), encode), link, was_asked: true, is_late: false, patience }
+    }
+}
+
+/// A question that was asked.
+pub struct Asking {
+    asked: Asked,
+    link: Rc<Link>,
+    was_asked: bool,
+    /// It has said that it has waited for long.
+    is_late: bool,
+    patience: Duration,
+}
+
+impl Asking {
+    /// The node's answer. `None`: there is none yet, or none will come; [`Upstream::answer`] says which.
+    pub fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Option<AnswerBody>> {
+        Pin::new(&mut self.asked).poll(cx).map(|came| match came {
+            Came::Answer(answer) => Some(answer),
+            Came::Lost => None,
+            Came::Late => {
+                self.is_late = true;
+                None
+            }
+        })
+    }
+}
 
 /// The connection to one lane.
 enum LaneLink {
@@ -157,23 +209,44 @@ impl Upstream {
         deadline: Instant,
     ) -> Result<AnswerBody, UpstreamError> {
         let link = self.link(address);
-        let passed = |was_asked| UpstreamError::DeadlinePassed { address: Arc::clone(&link.address), was_asked };
         let lane = shard.map_or(0, |shard| shard.lane(link.n_lanes.get()));
-        let connection = match self.open(&link, lane) {
+        let connection = self.connection(&link, lane, deadline).await?;
+        let was_asked = connection.is_open();
+        let asked = connection.ask(None, |id, out| Request { id, body }.encode(out));
+        Self::await_answer(&link, asked, was_asked, deadline).await
+    }
+
+    /// The open connection to a lane, which takes one more request.
+    async fn connection(&self, link: &Rc<Link>, lane: u16, deadline: Instant) -> Opened {
+        let connection = match self.open(link, lane) {
             Ok(connection) => connection,
             Err(opening) => {
-                let opened = timeout_at(deadline, opening).await.map_err(|_| passed(false))?;
-                let lost = UpstreamError::Lost { address: Arc::clone(&link.address), was_asked: false };
-                opened.unwrap_or(Err(lost))?
+                let opened = timeout_at(deadline, opening).await.map_err(|_| link.passed(false))?;
+                opened.unwrap_or(Err(link.lost(false)))?
             }
         };
         if connection.in_flight() >= self.in_flight_max {
             let in_flight_max = self.in_flight_max;
             return Err(UpstreamError::Overloaded { address: Arc::clone(&link.address), in_flight_max });
         }
-        let was_asked = connection.is_open();
-        let answer = timeout_at(deadline, connection.ask(body)).await.map_err(|_| passed(was_asked))?;
-        answer.ok_or_else(|| UpstreamError::Lost { address: Arc::clone(&link.address), was_asked })
+        Ok(connection)
+    }
+
+    async fn await_answer(
+        link: &Link,
+        asked: Asked,
+        was_asked: bool,
+        deadline: Instant,
+    ) -> Result<AnswerBody, UpstreamError> {
+        let mut asked = std::pin::pin!(asked);
+        loop {
+            match timeout_at(deadline, &mut asked).await {
+                Ok(Came::Answer(answer)) => return Ok(answer),
+                Ok(Came::Lost) => return Err(link.lost(was_asked)),
+                Ok(Came::Late) => {}
+                Err(_) => return Err(link.passed(was_asked)),
+            }
+        }
     }
 
     /// Asks the lane of a shard, which may have fallen silent. After `patience` without an answer the lane is asked
@@ -189,22 +262,63 @@ impl Upstream {
         deadline: Instant,
         patience: Duration,
     ) -> Result<AnswerBody, UpstreamError> {
-        self.check_silence(address, shard)?;
-        let mut asked = std::pin::pin!(self.ask(address, Some(shard), body, deadline));
-        match timeout(patience, &mut asked).await {
-            Ok(answer) => answer,
-            // It waits for its database, or it stands still or is cut off.
-            Err(_) => tokio::select! {
-                answer = &mut asked => answer,
-                error = self.silence(address, shard, patience) => Err(error),
-            },
+        let encode = |id, out: &mut BytesMut| Request { id, body }.encode(out);
+        let asking = match self.begin(address, shard, patience) {
+            Some(begin) => begin.ask(encode),
+            None => {
+                let link = self.link(address);
+                let lane = shard.lane(link.n_lanes.get());
+                self.check_silence(&link, lane)?;
+                let connection = self.connection(&link, lane, deadline).await?;
+                let was_asked = connection.is_open();
+                Asking { asked: connection.ask(Some(patience), encode), link, was_asked, is_late: false, patience }
+            }
+        };
+        self.answer(asking, shard, deadline).await
+    }
+
+    /// A question to the lane of a shard that can be sent at once: the connection is open and nothing speaks against it.
+    pub fn begin(&self, address: &str, shard: ShardId, patience: Duration) -> Option<Begin> {
+        let link = Rc::clone(self.links.borrow().get(address)?);
+        let lane = shard.lane(link.n_lanes.get());
+        if link.watches.borrow().get(&lane).is_some_and(|watch| watch.is_silent) {
+            return None;
+        }
+        let connection = match link.lanes.borrow().get(&lane) {
+            Some(LaneLink::Open(connection)) if connection.is_open() => Rc::clone(connection),
+            _ => return None,
+        };
+        (connection.in_flight() < self.in_flight_max).then_some(Begin { connection, link, patience })
+    }
+
+    /// The answer to what was asked, however long it takes: [`Upstream::ask_patiently`] from there on.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn answer(
+        self: &Rc<Self>,
+        asking: Asking,
+        shard: ShardId,
+        deadline: Instant,
+    ) -> Result<AnswerBody, UpstreamError> {
+        let Asking { mut asked, link, was_asked, is_late, patience } = asking;
+        if !is_late {
+            match (&mut asked).await {
+                Came::Answer(answer) => return Ok(answer),
+                Came::Lost => return Err(link.lost(was_asked)),
+                Came::Late => {}
+            }
+        }
+        // It waits for its database, or it stands still or is cut off.
+        tokio::select! {
+            answer = Self::await_answer(&link, asked, was_asked, deadline) => answer,
+            error = self.silence(&link, shard, patience) => Err(error),
         }
     }
 
     /// Resolves, with [`UpstreamError::Silent`], when a lane of a node does not answer, for as long as `patience`, what
     /// needs no database. It is asked again and again, with such a pause between, whoever waits for it.
-    async fn silence(self: &Rc<Self>, address: &str, shard: ShardId, patience: Duration) -> UpstreamError {
-        let link = self.link(address);
+    async fn silence(self: &Rc<Self>, link: &Rc<Link>, shard: ShardId, patience: Duration) -> UpstreamError {
         let lane = shard.lane(link.n_lanes.get());
         let (waiter, silent) = oneshot::channel();
         let is_watched = match link.watches.borrow_mut().entry(lane) {
@@ -218,20 +332,19 @@ impl Upstream {
             }
         };
         if !is_watched {
-            spawn_local(Rc::clone(self).watch(Rc::clone(&link), shard, lane, patience));
+            spawn_local(Rc::clone(self).watch(Rc::clone(link), shard, lane, patience));
         }
         // The watch ends when nobody waits; if it panics, what it was to find out is true enough.
         let _ = silent.await;
         UpstreamError::Silent { address: Arc::clone(&link.address), was_asked: true }
     }
 
-    /// Says when the lane of this shard has fallen silent: then there is no use in asking it.
+    /// Says when a lane has fallen silent: then there is no use in asking it.
     ///
     /// # Errors
     /// [`UpstreamError::Silent`].
-    fn check_silence(&self, address: &str, shard: ShardId) -> Result<(), UpstreamError> {
-        let link = self.link(address);
-        match link.watches.borrow().get(&shard.lane(link.n_lanes.get())) {
+    fn check_silence(&self, link: &Link, lane: u16) -> Result<(), UpstreamError> {
+        match link.watches.borrow().get(&lane) {
             Some(Watch { is_silent: true, is_wanted, .. }) => {
                 is_wanted.set(true);
                 Err(UpstreamError::Silent { address: Arc::clone(&link.address), was_asked: false })

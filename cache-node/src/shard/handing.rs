@@ -214,7 +214,7 @@ impl Shard {
     }
 
     /// Ends when nothing is left to be answered.
-    pub(super) fn end_if_done(&self, ctx: &mut Context<Self>) {
+    pub(super) fn end_if_done(&self, ctx: &mut Context<super::ShardActor>) {
         use actix::ActorContext as _;
         if self.is_stopping && self.keys.n_writing() == 0 && !self.keys.is_loading_any() {
             ctx.stop();

@@ -12,7 +12,7 @@ use sharding::wire::{AnswerBody, Etag, Failure, FailureCode, Precondition, VALUE
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::entries::Entry;
-use super::{LEAVE_BEFORE, Shard, Work};
+use super::{LEAVE_BEFORE, Shard, ShardActor, Work};
 use crate::database::{DatabaseError, Written};
 use crate::loading::writing::{WriteEnd, WriteFailure, WriteWish};
 use crate::metrics::{LoadReason, Wrote};
@@ -70,7 +70,7 @@ pub(crate) struct WriteEnded {
 
 /// Tells the shard of its write, however the write's task ends.
 struct WriteTask {
-    shard: Addr<Shard>,
+    shard: Addr<ShardActor>,
     ended: Option<WriteEnded>,
 }
 
@@ -103,7 +103,14 @@ impl Shard {
     }
 
     /// Sends a write to the database.
-    pub(super) fn begin_write(&mut self, key: FlightKey, write: WriteId, n: u64, mut writer: Writer, me: &Addr<Self>) {
+    pub(super) fn begin_write(
+        &mut self,
+        key: FlightKey,
+        write: WriteId,
+        n: u64,
+        mut writer: Writer,
+        me: &Addr<ShardActor>,
+    ) {
         let node = Arc::clone(&self.node);
         let wish = WriteWish {
             region: key.0,

@@ -2,19 +2,19 @@
 
 use std::path::Path;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use clap::Parser;
 use sharding::epoch::Term;
 use sharding::hash::shard_of;
 use sharding::map::ShardMap;
 use sharding::times::{Lease, Times};
-use sharding::wire::{Answer, AnswerBody, Failure, FailureCode, Served};
+use sharding::wire::{Answer, AnswerBody, AskRef, Failure, FailureCode, Served};
 
 use super::*;
 use crate::clock;
 use crate::config::{CacheConfig, Program};
 use crate::reply::Outbox;
-use crate::shard::{Op, Writing};
+use crate::shard::{Op, Told, Writing};
 
 /// Makes a shard's actor panic, as a mistake in it would.
 #[derive(Clone, Copy, Debug, Message)]
@@ -26,15 +26,26 @@ impl Handler<Panic> for ShardRegion {
 
     fn handle(&mut self, panic: Panic, _: &mut Context<Self>) {
         let shards = self.lane.shards.borrow();
-        shards[panic.0.index()].as_ref().expect("the shard is served here").do_send(panic);
+        shards[panic.0.index()].as_ref().expect("the shard is served here").actor.do_send(panic);
     }
 }
 
-impl Handler<Panic> for Shard {
-    type Result = ();
-
-    fn handle(&mut self, _: Panic, _: &mut Context<Self>) {
+impl Told<Panic> for Shard {
+    fn told(&mut self, _: Panic, _: &mut Context<ShardActor>) {
         panic!("on purpose");
+    }
+}
+
+/// Has a lane take in these frames, and count what it allocates.
+#[derive(Debug, Message)]
+#[rtype(result = "(u64, usize)")]
+struct CountAllocations(BytesMut);
+
+impl Handler<CountAllocations> for ShardRegion {
+    type Result = actix::MessageResult<CountAllocations>;
+
+    fn handle(&mut self, CountAllocations(frames): CountAllocations, _: &mut Context<Self>) -> Self::Result {
+        actix::MessageResult(data::tests::allocations(&frames, &self.lane))
     }
 }
 
@@ -181,6 +192,24 @@ async fn a_key_is_loaded_once_and_then_served_from_memory() {
 }
 
 #[actix_rt::test]
+async fn a_hit_allocates_nothing_sends_no_message_and_stays_on_its_thread() {
+    const N: usize = 100;
+    let scene = Scene::new(LOAD);
+    assert_eq!(served(&scene.get("1").await), Served::Miss);
+    let mut frames = BytesMut::new();
+    for id in 0..N {
+        let epoch = scene.node.map().expect("a map").epoch();
+        let ask = AskRef { deadline: LEASE, epoch, shard: scene.shard("1"), region: b"things", key: b"1" };
+        GetRef { id: u32::try_from(id).expect("few"), ask }.encode(&mut frames);
+    }
+    let (allocations, bytes) = scene.lane_of("1").send(CountAllocations(frames)).await.expect("the lane lives");
+    assert_eq!(allocations, 0);
+    // What leaves was written by the connection itself: no message, no reply, no other thread had a part in it.
+    assert!(bytes > N * "one".len() && scene.node.regions[0].metrics.hit.get() == 2 * N as u64, "{bytes} bytes");
+    assert_eq!(scene.node.metrics.wrong_lane.get(), 0);
+}
+
+#[actix_rt::test]
 async fn a_request_that_lands_on_the_wrong_lane_is_answered_all_the_same() {
     let scene = Scene::new(LOAD);
     let wrong = &scene.lanes[usize::from((scene.shard("1").0 + 1) % 2)];
@@ -285,7 +314,7 @@ async fn a_load_sent_before_the_database_was_heard_again_is_not_joined_afterward
         tokio::task::yield_now().await;
     }
     // It was sent, and takes its time.
-    scene.node.regions[0].trust.begin(std::time::Instant::now());
+    scene.node.regions[0].trust.begin(Instant::now());
     scene.send(scene.lane_of("1"), 2, "1");
     let answers = scene.answers(2).await;
     let kept = |answer: &Answer| matches!(&answer.body, AnswerBody::Value { entry, .. } if entry.kept);

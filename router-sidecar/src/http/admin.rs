@@ -47,7 +47,7 @@ pub(super) async fn metrics(probed: web::Data<Probed>) -> HttpResponse {
 pub(super) async fn map(request: HttpRequest, state: Shared) -> HttpResponse {
     match state.forwarder.watch.view() {
         Some(view) => HttpResponse::Ok().json(view.map.page()),
-        None => Problem::no_map().answer(&request),
+        None => Problem::no_map().answer(request.head()),
     }
 }
 
@@ -72,7 +72,7 @@ struct MemberPage {
 }
 
 pub(super) async fn cluster(request: HttpRequest, state: Shared) -> HttpResponse {
-    let Some(view) = state.forwarder.watch.view() else { return Problem::no_map().answer(&request) };
+    let Some(view) = state.forwarder.watch.view() else { return Problem::no_map().answer(request.head()) };
     let members = view.map.members().iter().map(|member| {
         let shards_owned = view.map.shards_of(&member.node).count();
         describe(&state, member, shards_owned)
@@ -109,7 +109,7 @@ struct ExplainPage {
 pub(super) async fn explain(request: HttpRequest, state: Shared) -> HttpResponse {
     match explain_entry(&request, &state).await {
         Ok(page) => HttpResponse::Ok().json(page),
-        Err(problem) => problem.answer(&request),
+        Err(problem) => problem.answer(request.head()),
     }
 }
 

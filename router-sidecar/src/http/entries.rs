@@ -1,51 +1,101 @@
 //! `GET` and `HEAD /{region}/{key}`.
 
-use std::fmt::Write;
+use std::cell::RefCell;
 
+use actix_web::body::BoxBody;
+use actix_web::dev::RequestHead;
 use actix_web::http::StatusCode;
-use actix_web::http::header::{AGE, CACHE_CONTROL, ETAG, IF_NONE_MATCH};
+use actix_web::http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, IF_NONE_MATCH};
 use actix_web::{HttpRequest, HttpResponse};
-use bytes::Bytes;
-use sharding::wire::{AnswerBody, Entry, Etag, RegionInfo, Served};
+use bytes::{BufMut, Bytes, BytesMut};
+use sharding::wire::{AnswerBody, Entry, Etag, Served};
 
 use super::HttpState;
 use super::error::Problem;
-use crate::forward::Question;
+use crate::forward::{ForwardError, Question};
+use crate::map_watch::{Head, View};
 
 /// RFC 9211.
-pub(super) const CACHE_STATUS: &str = "cache-status";
+pub(super) const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// How this cache is called there.
 const CACHE_NAME: &str = "distributed-cache";
 
 pub(super) async fn get(
     request: &HttpRequest,
     state: &HttpState,
-    region: &RegionInfo,
+    (view, region): (&View, usize),
     key: Bytes,
 ) -> Result<HttpResponse, Problem> {
-    match state.forwarder.ask(Question::Get, &region.name, key).await? {
-        AnswerBody::Value { entry, etag, value } => Ok(found(request, region, &entry, etag, value)),
+    let answer = state.forwarder.ask(Question::Get, &view.regions[region].name, key).await;
+    answered(request.head(), state, &view.heads[region], answer)
+}
+
+/// What a read is answered.
+pub(super) fn answered(
+    request: &RequestHead,
+    state: &HttpState,
+    head: &Head,
+    answer: Result<AnswerBody, ForwardError>,
+) -> Result<HttpResponse, Problem> {
+    match answer? {
+        AnswerBody::Value { entry, etag, value } => Ok(found(request, &state.texts, head, &entry, etag, value)),
         AnswerBody::Absent(entry) => Err(Problem::absent(cache_status(&entry))),
         _ => Err(Problem::internal("the owner's answer is none to this question")),
     }
 }
 
-fn found(request: &HttpRequest, region: &RegionInfo, entry: &Entry, etag: Etag, value: Bytes) -> HttpResponse {
-    let etag = etag.to_string();
-    let is_known =
-        request.headers().get_all(IF_NONE_MATCH).any(|header| header.to_str().is_ok_and(|list| lists(list, &etag)));
-    let status = if is_known { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
-    let mut response = HttpResponse::build(status);
-    response
-        .insert_header((AGE, entry.age.as_secs()))
-        .insert_header((CACHE_CONTROL, region.cache_control.as_str()))
-        .insert_header((CACHE_STATUS, cache_status(entry)))
-        .insert_header((ETAG, etag));
-    if is_known {
-        return response.finish();
+fn found(request: &RequestHead, texts: &Texts, head: &Head, entry: &Entry, etag: Etag, value: Bytes) -> HttpResponse {
+    let is_known = request.headers.contains_key(IF_NONE_MATCH) && {
+        let etag = etag.to_string();
+        request.headers.get_all(IF_NONE_MATCH).any(|header| header.to_str().is_ok_and(|list| lists(list, &etag)))
+    };
+    let mut response = if is_known {
+        HttpResponse::new(StatusCode::NOT_MODIFIED)
+    } else {
+        HttpResponse::with_body(StatusCode::OK, BoxBody::new(value))
+    };
+    let headers = response.headers_mut();
+    headers.insert(AGE, texts.header(|out| out.put_slice(itoa::Buffer::new().format(entry.age.as_secs()).as_bytes())));
+    headers.insert(CACHE_CONTROL, head.cache_control.clone());
+    headers.insert(CACHE_STATUS, texts.header(|out| put_cache_status(entry, out)));
+    headers.insert(ETAG, texts.header(|out| put_etag(etag, out)));
+    if !is_known {
+        headers.insert(CONTENT_TYPE, head.content_type.clone());
     }
-    response.content_type(region.content_type.as_str()).body(value)
+    response
 }
+
+/// Where the texts of headers are written, one after the other: each is a part of one long piece of memory.
+pub(crate) struct Texts(RefCell<BytesMut>);
+
+/// Length of such a piece.
+const TEXTS_BYTES: usize = 16 * 1024;
+/// No text is longer.
+const TEXT_BYTES_MAX: usize = 128;
+
+impl Texts {
+    pub(crate) fn new() -> Self {
+        Self(RefCell::new(BytesMut::with_capacity(TEXTS_BYTES)))
+    }
+
+    fn header(&self, text: impl FnOnce(&mut BytesMut)) -> HeaderValue {
+        let mut texts = self.0.borrow_mut();
+        texts.reserve(TEXT_BYTES_MAX);
+        text(&mut texts);
+        HeaderValue::from_maybe_shared(texts.split().freeze()).expect("digits, letters and a few signs are a header")
+    }
+}
+
+/// As `Etag` is displayed.
+fn put_etag(etag: Etag, out: &mut BytesMut) {
+    out.put_u8(b'"');
+    for byte in etag.0.to_be_bytes() {
+        out.put_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+    }
+    out.put_u8(b'"');
+}
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// Whether an `If-None-Match` holds this tag, by the weak comparison that RFC 9110, section 13.1.2, asks for.
 fn lists(list: &str, etag: &str) -> bool {
@@ -53,22 +103,27 @@ fn lists(list: &str, etag: &str) -> bool {
 }
 
 /// RFC 9211: out of memory, or by way of the database, and for how long it is fresh.
-pub(super) fn cache_status(entry: &Entry) -> String {
-    let mut text = String::with_capacity(64);
-    text.push_str(CACHE_NAME);
-    text.push_str(match entry.served {
-        Served::Hit => "; hit",
-        Served::Stale => "; hit; detail=stale",
-        Served::Miss => "; fwd=miss",
-        Served::Joined => "; fwd=miss; collapsed",
-        Served::PassedThrough => "; fwd=miss; detail=pass-through",
+fn put_cache_status(entry: &Entry, out: &mut BytesMut) {
+    out.put_slice(CACHE_NAME.as_bytes());
+    out.put_slice(match entry.served {
+        Served::Hit => b"; hit",
+        Served::Stale => b"; hit; detail=stale",
+        Served::Miss => b"; fwd=miss",
+        Served::Joined => b"; fwd=miss; collapsed",
+        Served::PassedThrough => b"; fwd=miss; detail=pass-through",
     });
     if entry.kept && matches!(entry.served, Served::Miss | Served::Joined) {
-        text.push_str("; stored");
+        out.put_slice(b"; stored");
     }
+    out.put_slice(b"; ttl=");
     // A whole second that has not passed yet counts as one to live.
-    let _ = write!(text, "; ttl={}", entry.ttl_ms.div_euclid(1000));
-    text
+    out.put_slice(itoa::Buffer::new().format(entry.ttl_ms.div_euclid(1000)).as_bytes());
+}
+
+fn cache_status(entry: &Entry) -> String {
+    let mut text = BytesMut::with_capacity(TEXT_BYTES_MAX);
+    put_cache_status(entry, &mut text);
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 #[cfg(test)]
@@ -92,6 +147,14 @@ mod tests {
             (Served::Joined, true, 60_000, "distributed-cache; fwd=miss; collapsed; stored; ttl=60"),
         ] {
             assert_eq!(cache_status(&entry(served, kept, ttl_ms)), expected);
+        }
+    }
+
+    #[test]
+    fn an_etag_is_written_as_it_is_displayed() {
+        for etag in [Etag(0), Etag(u128::MAX), Etag(0x0123_4567_89ab_cdef_0011_2233_4455_6677)] {
+            let header = Texts::new().header(|out| put_etag(etag, out));
+            assert_eq!(header.to_str().expect("a text"), etag.to_string());
         }
     }
 

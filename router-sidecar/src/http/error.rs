@@ -3,9 +3,10 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
+use actix_web::HttpResponse;
+use actix_web::dev::RequestHead;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, CACHE_CONTROL, RETRY_AFTER};
-use actix_web::{HttpRequest, HttpResponse};
 use serde::Serialize;
 use sharding::wire::{Failure, FailureCode};
 
@@ -119,10 +120,10 @@ impl Problem {
     }
 
     /// The answer to this request.
-    pub(super) fn answer(&self, request: &HttpRequest) -> HttpResponse {
+    pub(super) fn answer(&self, request: &RequestHead) -> HttpResponse {
         let request_id = request_id(request);
         if self.status.is_server_error() {
-            let (status, path) = (self.status.as_u16(), request.path());
+            let (status, path) = (self.status.as_u16(), request.uri.path());
             log::warn!(request_id:%, status, path; "{}", self.detail);
         }
         let mut response = HttpResponse::build(self.status);
@@ -224,7 +225,7 @@ fn whole_seconds(pause: Duration) -> u64 {
 }
 
 /// The client's id of this request, or a new one.
-fn request_id(request: &HttpRequest) -> Cow<'_, str> {
+fn request_id(request: &RequestHead) -> Cow<'_, str> {
     let given = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok());
     match given {
         Some(id) if (1..=REQUEST_ID_BYTES_MAX).contains(&id.len()) => Cow::Borrowed(id),

@@ -62,7 +62,7 @@ pub(super) async fn post(request: HttpRequest, payload: web::Payload, state: Sha
             .insert_header((CACHE_CONTROL, "no-store"))
             .insert_header((RETRY_AFTER, RETRY_SECONDS))
             .json(page),
-        Err(problem) => problem.answer(&request),
+        Err(problem) => problem.answer(request.head()),
     }
 }
 

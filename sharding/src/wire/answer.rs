@@ -212,16 +212,21 @@ impl Refused {
 }
 
 impl Answer {
+    /// Appends the frame that [`AnswerBody::Value`] makes of these.
+    pub fn encode_value(id: u32, entry: &Entry, etag: Etag, value: &[u8], out: &mut BytesMut) {
+        frame(out, VALUE, |out| {
+            out.put_u32_le(id);
+            entry.encode(out);
+            out.put_u128_le(etag.0);
+            out.put_slice(value);
+        });
+    }
+
     /// Appends the frame.
     pub fn encode(&self, out: &mut BytesMut) {
         let id = self.id;
         match &self.body {
-            AnswerBody::Value { entry, etag, value } => frame(out, VALUE, |out| {
-                out.put_u32_le(id);
-                entry.encode(out);
-                out.put_u128_le(etag.0);
-                out.put_slice(value);
-            }),
+            AnswerBody::Value { entry, etag, value } => Self::encode_value(id, entry, *etag, value, out),
             AnswerBody::Absent(entry) => frame(out, ABSENT, |out| {
                 out.put_u32_le(id);
                 entry.encode(out);

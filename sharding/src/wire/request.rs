@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::codec::{Etag, Fields, frame, put_epoch, put_short};
 use super::control::{JOIN, Join};
 use super::{MAGIC, PROTOCOL, VALUE_BYTES_MAX, WireError};
-use crate::epoch::Epoch;
+use crate::epoch::{Epoch, Term};
 use crate::id::{KEY_BYTES_MAX, REGION_NAME_BYTES_MAX, ShardId};
 
 const HELLO: u8 = 1;
@@ -211,6 +211,53 @@ pub struct Ask {
     pub key: Bytes,
 }
 
+/// As [`Ask`], of what somebody else has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AskRef<'a> {
+    /// As [`Ask::deadline`].
+    pub deadline: Duration,
+    /// As [`Ask::epoch`].
+    pub epoch: Epoch,
+    /// As [`Ask::shard`].
+    pub shard: ShardId,
+    /// As [`Ask::region`].
+    pub region: &'a [u8],
+    /// As [`Ask::key`].
+    pub key: &'a [u8],
+}
+
+/// A request for the value of a key: what [`RequestBody::Get`] is, without a copy of anything. Most frames are such ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GetRef<'a> {
+    /// As [`Request::id`].
+    pub id: u32,
+    /// What is asked.
+    pub ask: AskRef<'a>,
+}
+
+impl<'a> GetRef<'a> {
+    /// Appends the frame.
+    pub fn encode(&self, out: &mut BytesMut) {
+        frame(out, GET, |out| self.ask.encode(self.id, out));
+    }
+
+    /// Reads a frame where it lies. `None`: it is another one, or none; [`ToNode::decode`] says which.
+    #[must_use]
+    pub fn of(frame: &'a [u8]) -> Option<Self> {
+        let (&[GET], mut rest) = frame.split_first_chunk::<1>()? else { return None };
+        let id = rest.try_get_u32_le().ok()?;
+        let deadline = Duration::from_millis(u64::from(rest.try_get_u32_le().ok()?));
+        let term = Term { counter: rest.try_get_u64_le().ok()?, seed: rest.try_get_u16_le().ok()? };
+        let epoch = Epoch { term, seq: rest.try_get_u64_le().ok()? };
+        let shard = ShardId(rest.try_get_u16_le().ok()?);
+        let len = usize::from(rest.try_get_u16_le().ok()?);
+        let (region, mut rest) = rest.split_at_checked(len)?;
+        let len = usize::from(rest.try_get_u16_le().ok()?);
+        let is_sound = region.len() <= REGION_NAME_BYTES_MAX && (1..=KEY_BYTES_MAX).contains(&len) && rest.len() == len;
+        is_sound.then_some(Self { id, ask: AskRef { deadline, epoch, shard, region, key: rest } })
+    }
+}
+
 impl Request {
     /// Appends the frame.
     pub fn encode(&self, out: &mut BytesMut) {
@@ -237,14 +284,21 @@ impl Request {
     }
 }
 
-impl Ask {
+impl AskRef<'_> {
     fn encode(&self, id: u32, out: &mut BytesMut) {
         out.put_u32_le(id);
         out.put_u32_le(u32::try_from(self.deadline.as_millis()).unwrap_or(u32::MAX));
         put_epoch(out, self.epoch);
         out.put_u16_le(self.shard.0);
-        put_short(out, &self.region);
-        put_short(out, &self.key);
+        put_short(out, self.region);
+        put_short(out, self.key);
+    }
+}
+
+impl Ask {
+    fn encode(&self, id: u32, out: &mut BytesMut) {
+        let Self { deadline, epoch, shard, region, key } = self;
+        AskRef { deadline: *deadline, epoch: *epoch, shard: *shard, region, key }.encode(id, out);
     }
 
     fn decode(fields: &mut Fields) -> Result<Self, WireError> {

@@ -1,24 +1,24 @@
 //! One connection to one lane of a node: many requests in flight, each with its own id.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroU16;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use prometheus_client::metrics::gauge::Gauge;
-use sharding::wire::{
-    ANSWER_FRAME_BYTES_MAX, AnswerBody, FrameReader, FromNode, Hello, Request, RequestBody, WireError,
-};
+use rustc_hash::FxHashMap;
+use sharding::wire::{ANSWER_FRAME_BYTES_MAX, AnswerBody, FrameReader, FromNode, Hello, WireError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::names::Names;
 
@@ -49,23 +49,82 @@ pub enum ConnectError {
     WriteTimeout,
 }
 
+/// Those who wait are looked at so often.
+const LOOK_PERIOD: Duration = Duration::from_millis(25);
+
+/// Who waits for an answer.
+struct Waiting {
+    /// The look at which it is told, once, that it has waited for long.
+    late_at: Option<u32>,
+    state: State,
+}
+
+enum State {
+    Waiting(Option<Waker>),
+    Answered(AnswerBody),
+}
+
 /// An open connection, for all who ask on its thread. It ends itself when the node closes it or breaks the protocol;
 /// then everyone who waits learns so.
 pub(super) struct Connection {
-    waiting: RefCell<HashMap<u32, oneshot::Sender<AnswerBody>>>,
+    waiting: RefCell<FxHashMap<u32, Waiting>>,
     next_id: Cell<u32>,
+    to: OwnedWriteHalf,
     unsent: RefCell<BytesMut>,
     has_unsent: Notify,
     is_open: Cell<bool>,
+    /// How often those who wait have been looked at.
+    looks: Cell<u32>,
+    /// They are being looked at.
+    is_looking: Cell<bool>,
+    has_waiting: Notify,
 }
 
-/// Forgets a request whose asker has left.
-struct Ticket<'a> {
-    connection: &'a Connection,
+/// A request whose answer has not been taken. Dropped, it is forgotten.
+pub(super) struct Asked {
+    connection: Rc<Connection>,
     id: u32,
 }
 
-impl Drop for Ticket<'_> {
+/// What becomes of a request.
+#[derive(Debug)]
+pub(super) enum Came {
+    /// The node's answer.
+    Answer(AnswerBody),
+    /// The connection has ended.
+    Lost,
+    /// Nothing came for a while; it may be waited for on.
+    Late,
+}
+
+impl Future for Asked {
+    type Output = Came;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Came> {
+        let connection = Rc::clone(&self.connection);
+        let mut all = connection.waiting.borrow_mut();
+        let Some(waiting) = all.get_mut(&self.id) else { return Poll::Ready(Came::Lost) };
+        match &mut waiting.state {
+            State::Answered(_) => {}
+            State::Waiting(waker) => {
+                if waiting.late_at.take_if(|at| *at == connection.looks.get()).is_some() {
+                    return Poll::Ready(Came::Late);
+                }
+                match waker {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    None => *waker = Some(cx.waker().clone()),
+                }
+                return Poll::Pending;
+            }
+        }
+        match all.remove(&self.id) {
+            Some(Waiting { state: State::Answered(answer), .. }) => Poll::Ready(Came::Answer(answer)),
+            _ => Poll::Ready(Came::Lost),
+        }
+    }
+}
+
+impl Drop for Asked {
     fn drop(&mut self) {
         self.connection.waiting.borrow_mut().remove(&self.id);
     }
@@ -81,17 +140,22 @@ impl Connection {
     ) -> Result<(Rc<Self>, NonZeroU16), ConnectError> {
         let opened = timeout(CONNECT_TIMEOUT, Self::greet(names, address, lane)).await;
         let (stream, reader, n_lanes) = opened.map_err(|_| ConnectError::Timeout)??;
+        let (from, to) = stream.into_split();
         let connection = Rc::new(Self {
             waiting: RefCell::default(),
             next_id: Cell::new(0),
+            to,
             unsent: RefCell::default(),
             has_unsent: Notify::new(),
             is_open: Cell::new(true),
+            looks: Cell::new(0),
+            is_looking: Cell::new(false),
+            has_waiting: Notify::new(),
         });
         let (task, address) = (Rc::clone(&connection), address.to_owned());
         spawn_local(async move {
             n_open.inc();
-            let error = task.run(stream, reader).await;
+            let error = task.run(from, reader).await;
             n_open.dec();
             log::info!(address = &*address, lane; "the connection to a node ended: {error}");
         });
@@ -134,30 +198,53 @@ impl Connection {
         self.waiting.borrow().len()
     }
 
-    /// Asks; `None` when the connection ends first.
-    pub(super) async fn ask(&self, body: RequestBody) -> Option<AnswerBody> {
-        if !self.is_open() {
-            return None;
-        }
-        let (answer, answered) = oneshot::channel();
+    /// Sends the request that `encode` writes under the id that it is given. It says when it has waited for longer than
+    /// `patience`, to the nearest look.
+    pub(super) fn ask(self: &Rc<Self>, patience: Option<Duration>, encode: impl FnOnce(u32, &mut BytesMut)) -> Asked {
         let id = self.next_id.get();
+        let asked = Asked { connection: Rc::clone(self), id };
+        if !self.is_open() {
+            return asked;
+        }
         self.next_id.set(id.wrapping_add(1));
-        self.waiting.borrow_mut().insert(id, answer);
-        let _ticket = Ticket { connection: self, id };
-        Request { id, body }.encode(&mut self.unsent.borrow_mut());
+        let late_at = patience.map(|patience| self.looks.get().wrapping_add(n_looks(patience)));
+        self.waiting.borrow_mut().insert(id, Waiting { late_at, state: State::Waiting(None) });
+        encode(id, &mut self.unsent.borrow_mut());
         self.has_unsent.notify_one();
-        answered.await.ok()
+        if !self.is_looking.get() {
+            self.has_waiting.notify_one();
+        }
+        asked
     }
 
-    async fn run(&self, stream: TcpStream, reader: FrameReader) -> ConnectError {
-        let (from, to) = stream.into_split();
+    async fn run(&self, from: OwnedReadHalf, reader: FrameReader) -> ConnectError {
         let error = tokio::select! {
             error = self.read(from, reader) => error,
-            error = self.write(to) => error,
+            error = self.write() => error,
+            error = self.look() => error,
         };
         self.is_open.set(false);
-        self.waiting.borrow_mut().clear();
+        // Whoever waits finds nothing there any more.
+        for (_, waiting) in self.waiting.take() {
+            waiting.state.wake();
+        }
         error
+    }
+
+    /// Has those who wait look from time to time whether they have waited for too long.
+    async fn look(&self) -> ConnectError {
+        loop {
+            self.is_looking.set(false);
+            if self.in_flight() == 0 {
+                self.has_waiting.notified().await;
+            }
+            self.is_looking.set(true);
+            sleep(LOOK_PERIOD).await;
+            let look = self.looks.get().wrapping_add(1);
+            self.looks.set(look);
+            let waiting = self.waiting.borrow();
+            waiting.values().filter(|waiting| waiting.late_at == Some(look)).for_each(|waiting| waiting.state.remind());
+        }
     }
 
     async fn read(&self, mut from: OwnedReadHalf, mut reader: FrameReader) -> ConnectError {
@@ -178,29 +265,62 @@ impl Connection {
             let FromNode::Answer(answer) = FromNode::decode(frame)? else {
                 return Err(WireError::Field("second greeting"));
             };
-            if let Some(asker) = self.waiting.borrow_mut().remove(&answer.id) {
-                // One that has just left is not missed.
-                let _ = asker.send(answer.body);
+            // One that has left is not missed.
+            if let Some(waiting) = self.waiting.borrow_mut().get_mut(&answer.id) {
+                std::mem::replace(&mut waiting.state, State::Answered(answer.body)).wake();
             }
         }
         Ok(())
     }
 
-    async fn write(&self, mut to: OwnedWriteHalf) -> ConnectError {
+    async fn write(&self) -> ConnectError {
         let mut sending = BytesMut::new();
         loop {
             if self.unsent.borrow().is_empty() {
                 self.has_unsent.notified().await;
-                // What is asked in the same turn of the thread leaves together.
-                tokio::task::yield_now().await;
+                if self.in_flight() > 1 {
+                    // What is asked in the same turn of the thread leaves together.
+                    tokio::task::yield_now().await;
+                }
             }
             std::mem::swap(&mut sending, &mut *self.unsent.borrow_mut());
-            match timeout(WRITE_TIMEOUT, to.write_all(&sending)).await {
+            match timeout(WRITE_TIMEOUT, self.write_all(&mut sending)).await {
                 Ok(Ok(())) if sending.capacity() > BUFFER_BYTES_MAX => sending = BytesMut::new(),
                 Ok(Ok(())) => sending.clear(),
                 Ok(Err(error)) => return error.into(),
                 Err(_) => return ConnectError::WriteTimeout,
             }
+        }
+    }
+
+    async fn write_all(&self, sending: &mut BytesMut) -> io::Result<()> {
+        loop {
+            match self.to.try_write(sending) {
+                Ok(n) if n == sending.len() => return Ok(()),
+                Ok(n) => sending.advance(n),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.to.writable().await?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// So many looks are at least that long.
+fn n_looks(patience: Duration) -> u32 {
+    // The first comes at once, in the worst case.
+    u32::try_from(patience.as_millis().div_ceil(LOOK_PERIOD.as_millis())).unwrap_or(u32::MAX).saturating_add(1)
+}
+
+impl State {
+    fn wake(self) {
+        if let Self::Waiting(Some(waker)) = self {
+            waker.wake();
+        }
+    }
+
+    fn remind(&self) {
+        if let Self::Waiting(Some(waker)) = self {
+            waker.wake_by_ref();
         }
     }
 }
