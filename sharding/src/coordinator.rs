@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::assign::assign;
+use crate::balance::Balance;
 use crate::budget::{BudgetShare, Budgeted, Lending};
 use crate::epoch::{Epoch, Term};
 use crate::id::{NShards, NodeId, ShardId};
+use crate::load::{ShardLoad, Weights};
 use crate::map::{Member, ShardMap};
 use crate::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
 use crate::times::{Now, Times};
@@ -68,6 +70,9 @@ pub struct Coordinator {
     term: Term,
     seq: u64,
     seats: Vec<Seat>,
+    /// For each shard what its owner has said last, or the one before it.
+    loads: Vec<Option<ShardLoad>>,
+    balance: Balance,
     owners: BTreeMap<Incarnation, Owner>,
     /// Those who were told a greeting, and which.
     greeted: BTreeMap<Incarnation, u64>,
@@ -105,6 +110,8 @@ impl Coordinator {
             term,
             seq: 0,
             seats: vec![Seat::Free { after: After::Nobody }; n],
+            loads: vec![None; n],
+            balance: Balance::new(now, &times, n),
             owners: BTreeMap::new(),
             greeted: BTreeMap::new(),
             // Half of the range: nonces are compared, and do not wrap.
@@ -181,7 +188,8 @@ impl Coordinator {
         }
         self.needs_plan |= renew.is_leaving && !owner.is_leaving;
         owner.is_leaving |= renew.is_leaving;
-        self.release(renew);
+        self.hear_loads(renew);
+        self.release(now, renew);
         self.plan(now);
         Ok(Some(self.answer(now, renew)))
     }
@@ -279,9 +287,19 @@ impl Coordinator {
         true
     }
 
+    /// Takes note of what is asked of the shards of a node.
+    fn hear_loads(&mut self, renew: &Renew) {
+        for (tenure, load) in renew.held.iter().zip(&renew.loads) {
+            let at = tenure.shard.index();
+            if self.seats.get(at).is_some_and(|seat| seat.owner() == Some((renew.incarnation, tenure.since))) {
+                self.loads[at] = Some(*load);
+            }
+        }
+    }
+
     /// Frees what a node has given up: what it has sealed, and what it has stopped to serve after it was left out of a grant
     /// that the node has acted on.
-    fn release(&mut self, renew: &Renew) {
+    fn release(&mut self, now: Now, renew: &Renew) {
         let next = Epoch { term: self.term, seq: self.seq + 1 };
         let mut has_given = false;
         for &(shard, since) in &renew.sealed {
@@ -299,6 +317,7 @@ impl Coordinator {
             *seat = match to.filter(may_own) {
                 Some(by) => {
                     self.wakes.insert(by);
+                    self.balance.handle_moved(now, shard);
                     Seat::Owned { by, since: next, after }
                 }
                 None => Seat::Free { after },
@@ -350,20 +369,46 @@ impl Coordinator {
         self.change();
     }
 
-    /// Gives what is free to those who shall have it, and asks for what shall move. Not before every lease of the term
-    /// before has run out or been reported.
+    /// Gives what is free to those who shall have it, and asks for what shall move: what must, and when that is done,
+    /// what evens out the load. Not before every lease of the term before has run out or been reported.
     fn plan(&mut self, now: Now) {
-        if now.boot < self.adopts_until || !self.needs_plan {
+        if now.boot < self.adopts_until {
             return;
         }
-        self.needs_plan = false;
-        let mut targets: Vec<(Incarnation, NodeId)> = self
-            .owners
-            .iter()
-            .filter(|(_, owner)| !owner.is_leaving && !owner.is_superseded)
-            .map(|(life, owner)| (*life, owner.member.node.clone()))
-            .collect();
+        if std::mem::take(&mut self.needs_plan) {
+            self.assign(now);
+        }
+        if self.balance.next() <= now.boot {
+            self.even_out(now);
+        }
+    }
+
+    /// Those who may get shards, in the order of their names.
+    fn targets(&self) -> Vec<(Incarnation, NodeId)> {
+        let may_own = self.owners.iter().filter(|(_, owner)| !owner.is_leaving && !owner.is_superseded);
+        let mut targets: Vec<_> = may_own.map(|(life, owner)| (*life, owner.member.node.clone())).collect();
         targets.sort_by(|a, b| a.1.cmp(&b.1));
+        targets
+    }
+
+    fn even_out(&mut self, now: Now) {
+        let targets = self.targets();
+        let position = |seat: &Seat| match *seat {
+            Seat::Owned { by, .. } => targets.iter().position(|(life, _)| *life == by),
+            Seat::Free { .. } | Seat::Moving { .. } => None,
+        };
+        let owners: Option<Vec<usize>> = self.seats.iter().map(position).collect();
+        for (shard, target) in self.balance.poll(now, &self.loads, targets.len(), owners.as_deref()) {
+            let (seat, to) = (&mut self.seats[shard.index()], Some(targets[target].0));
+            if let Seat::Owned { by, since, after } = *seat {
+                self.wakes.insert(by);
+                *seat = Seat::Moving { by, since, after, to, asked: None };
+            }
+        }
+    }
+
+    fn assign(&mut self, now: Now) {
+        let targets = self.targets();
         let nodes: Vec<NodeId> = targets.iter().map(|(_, node)| node.clone()).collect();
         let previous: Vec<Option<NodeId>> = self
             .seats
@@ -379,13 +424,16 @@ impl Coordinator {
                 .or_else(|| target(seat.owner()?.0))
             })
             .collect();
-        let table = assign(self.map.n_shards(), &previous, &nodes);
+        let table = assign(&Weights::new(&self.loads), &previous, &nodes);
         let next = Epoch { term: self.term, seq: self.seq + 1 };
         let mut changed = false;
-        for (at, seat) in self.seats.iter_mut().enumerate() {
-            let wanted = table.get(at).map(|&target| targets[target].0);
+        for (shard, seat) in (0..).map(ShardId).zip(&mut self.seats) {
+            let wanted = table.get(shard.index()).map(|&target| targets[target].0);
             let after = match (*seat, wanted) {
-                (Seat::Free { after }, Some(by)) => Seat::Owned { by, since: next, after },
+                (Seat::Free { after }, Some(by)) => {
+                    self.balance.handle_moved(now, shard);
+                    Seat::Owned { by, since: next, after }
+                }
                 (Seat::Owned { by, since, after }, to) if to != Some(by) => {
                     self.wakes.insert(by);
                     Seat::Moving { by, since, after, to, asked: None }
@@ -475,7 +523,29 @@ impl Coordinator {
         self.plan(now);
         let bounds = self.owners.values().map(|owner| owner.bound);
         let adopts = (now.boot < self.adopts_until).then_some(self.adopts_until);
-        bounds.chain(adopts).min().unwrap_or(now.boot + self.times.lease)
+        let balance = self.adopts_until.max(self.balance.next());
+        bounds.chain(adopts).fold(balance, Duration::min)
+    }
+
+    /// Members and the load of what they own, in per mille of an even share, for people. A shard of which nobody has
+    /// reported anything counts as the others do in the mean.
+    pub fn loads(&self) -> impl Iterator<Item = (&Member, u64)> {
+        let weights = Weights::new(&self.loads);
+        let mut of: BTreeMap<Incarnation, u64> = BTreeMap::new();
+        for (seat, weight) in self.seats.iter().zip(weights.of_shards()) {
+            if let Some((by, _)) = seat.owner() {
+                *of.entry(by).or_default() += weight;
+            }
+        }
+        let n_owners = u64::try_from(self.owners.len()).expect("members are bounded below 65,536").max(1);
+        let share = (weights.total() / n_owners / 1000).max(1);
+        self.owners.iter().map(move |(life, owner)| (&owner.member, of.get(life).copied().unwrap_or(0) / share))
+    }
+
+    /// How many shards it has asked to move for the sake of load, in its term.
+    #[must_use]
+    pub const fn n_balanced(&self) -> u64 {
+        self.balance.n_moves()
     }
 
     /// Members and what is left of their leases, for people.

@@ -10,6 +10,7 @@
 //! | [`hash`] | which shard a key belongs to, frozen for ever |
 //! | [`epoch`], [`map`] | who owns which shard, and which of two maps is newer |
 //! | [`assign`] | the next map from the previous one and the members |
+//! | [`load`], [`balance`] | what each shard weighs, and which shards move so that nodes have the same load |
 //! | [`times`] | how long leases last, by whose clock |
 //! | [`acceptor`], [`proposer`] | which seed coordinates |
 //! | [`coordinator`] | who is granted what, and until when |
@@ -24,6 +25,7 @@
 
 pub mod acceptor;
 pub mod assign;
+pub mod balance;
 pub mod budget;
 pub mod coordinator;
 pub mod epoch;
@@ -32,6 +34,7 @@ pub mod flight;
 pub mod hash;
 pub mod id;
 pub mod keys;
+pub mod load;
 pub mod map;
 pub mod membership;
 pub mod ownership;

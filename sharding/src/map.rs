@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::assign::assign;
 use crate::epoch::Epoch;
 use crate::id::{NShards, NameError, NodeId, ShardId};
+use crate::load::Weights;
 
 /// Most nodes that a map can hold: their positions fit 16 bits, one of which says "nobody".
 pub const MEMBERS_MAX: usize = u16::MAX as usize - 1;
@@ -148,7 +149,7 @@ impl ShardMap {
         }
         let nodes: Vec<NodeId> = members.iter().map(|member| member.node.clone()).collect();
         let position = |owner: usize| Some(u16::try_from(owner).expect("at most MEMBERS_MAX members"));
-        let mut owners: Vec<_> = assign(n_shards, &[], &nodes).into_iter().map(position).collect();
+        let mut owners: Vec<_> = assign(&Weights::equal(n_shards), &[], &nodes).into_iter().map(position).collect();
         owners.resize(usize::from(n_shards.get()), None);
         Self::new(epoch, members, owners)
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::budget::{BudgetShare, BudgetUse};
 use crate::epoch::{Epoch, Term};
 use crate::id::{NodeId, ShardId};
+use crate::load::ShardLoad;
 use crate::map::{Member, ShardMap};
 
 /// One life of a node: a random number, drawn at its start.
@@ -77,6 +78,8 @@ pub struct Renew {
     pub greeting: Option<Greeting>,
     /// What it serves at this moment, under a lease that holds.
     pub held: Vec<Tenure>,
+    /// What is asked of each of those, in their order; or none, when there is no news.
+    pub loads: Vec<ShardLoad>,
     /// What it has given up for good, and since when it had it: until a grant shows that this was heard.
     pub sealed: Vec<(ShardId, Epoch)>,
     /// What it holds of the budgets; no database twice.

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::budget::{BudgetShare, BudgetUse};
 use crate::epoch::{Epoch, Term};
 use crate::id::{NShards, ShardId};
+use crate::load::ShardLoad;
 use crate::map::{Member, ShardMap};
 use crate::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
 use crate::times::{Lease, Now, Times};
@@ -82,6 +83,10 @@ pub struct Ownership {
     lease: Option<Lease>,
     /// For each shard that is served: since when.
     tenures: Vec<Option<Held>>,
+    /// What is asked of each shard, where its owner has measured that.
+    loads: Vec<Option<ShardLoad>>,
+    /// The coordinator has not been told of them.
+    has_new_loads: bool,
     /// What is on its way, by the grant that it acted on last.
     moves: (Vec<Transfer>, Vec<Transfer>),
     /// Its parts of the budgets by the grant that it acted on last.
@@ -107,6 +112,8 @@ impl Ownership {
             seen: Epoch::default(),
             lease: None,
             tenures: vec![None; usize::from(n_shards.get())],
+            loads: vec![None; usize::from(n_shards.get())],
+            has_new_loads: true,
             moves: Default::default(),
             shares: Vec::new(),
             map: None,
@@ -203,6 +210,19 @@ impl Ownership {
         n_cold
     }
 
+    /// What is asked of the shards that are served, as measured ([`crate::load::Meters`]); of others nothing is known.
+    /// The next request tells the coordinator, when all that is held has been measured. To be called about once a
+    /// second.
+    pub fn handle_loads(&mut self, loads: impl IntoIterator<Item = (ShardId, ShardLoad)>) {
+        self.loads.fill(None);
+        for (shard, load) in loads {
+            if let Some(known) = self.loads.get_mut(shard.index()) {
+                *known = Some(load);
+            }
+        }
+        self.has_new_loads = true;
+    }
+
     /// Shards that are to be given away, and are not sealed yet.
     #[must_use]
     pub fn n_giving(&self) -> usize {
@@ -244,6 +264,8 @@ impl Ownership {
             return;
         }
         self.greeting = Some(greeting);
+        // It knows nothing yet.
+        self.has_new_loads = true;
         self.see(Epoch { term: greeting.term, seq: 0 });
         self.next_renew = now.boot;
     }
@@ -307,6 +329,8 @@ impl Ownership {
                 self.effects.push_back(Effect::Serve { shard, since, after });
             }
             *tenure = granted;
+            // What was measured was an earlier tenure's.
+            self.loads[shard.index()] = None;
         }
     }
 
@@ -332,7 +356,7 @@ impl Ownership {
         self.request += 1;
         self.sent.retain(|(_, asked)| now.boot < asked.boot + self.times.lease);
         self.sent.push_back((self.request, now));
-        let held = if self.holds(now) { self.held().collect() } else { Vec::new() };
+        let held: Vec<Tenure> = if self.holds(now) { self.held().collect() } else { Vec::new() };
         if let Some(lease) = self.lease.filter(|lease| !lease.holds(now) && !self.shares.is_empty()) {
             // Not to be taken up again, should the clocks come together once more.
             self.shares.clear();
@@ -343,6 +367,7 @@ impl Ownership {
             let share = self.shares.iter().find(|share| share.database == used.database);
             used.held = share.map_or(0, |share| share.slots).max(used.held);
         }
+        let loads = self.new_loads(&held);
         Some(Renew {
             member: self.me.member.clone(),
             incarnation: self.me.incarnation,
@@ -353,10 +378,21 @@ impl Ownership {
             map: self.map.as_ref().map_or_else(Epoch::default, |map| map.epoch()),
             greeting: self.greeting,
             held,
+            loads,
             sealed: self.sealed().collect(),
             budgets,
             is_leaving: self.is_leaving,
         })
+    }
+
+    /// The loads of what is held, when there is news and all have been measured.
+    fn new_loads(&mut self, held: &[Tenure]) -> Vec<ShardLoad> {
+        if !self.has_new_loads || self.greeting.is_none() {
+            return Vec::new();
+        }
+        let loads: Option<Vec<ShardLoad>> = held.iter().map(|tenure| self.loads[tenure.shard.index()]).collect();
+        self.has_new_loads = loads.is_none();
+        loads.unwrap_or_default()
     }
 
     /// What is served, while the lease holds.
@@ -385,5 +421,54 @@ impl Ownership {
     /// The next thing to do, until there is none.
     pub fn poll_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::NodeId;
+
+    const fn at(millis: u64) -> Now {
+        Now { boot: Duration::from_millis(millis), wall: Duration::from_millis(millis) }
+    }
+
+    /// Asks, and is answered in the name of this greeting with two shards.
+    fn renew(ownership: &mut Ownership, now: Now, greeting: Greeting) -> Renew {
+        ownership.handle_reply(now, &Reply::Hello { incarnation: Incarnation(1), greeting });
+        ownership.next_renew = now.boot;
+        let renew = ownership.poll_renew(now, Vec::new).expect("it is time");
+        let since = Epoch { term: Term { counter: 1, seed: 0 }, seq: 1 };
+        let tenure = |shard| Tenure { shard: ShardId(shard), since, after: After::Nobody };
+        let grant = Grant {
+            incarnation: Incarnation(1),
+            request: renew.request,
+            epoch: Epoch { term: greeting.term, seq: 1 },
+            shards: vec![tenure(1), tenure(3)],
+            giving: Vec::new(),
+            taking: Vec::new(),
+            shares: Vec::new(),
+            map: None,
+        };
+        ownership.handle_reply(now, &Reply::Grant(grant));
+        renew
+    }
+
+    #[test]
+    fn loads_are_told_once_when_all_have_been_measured_and_again_to_another_coordinator() {
+        let member = Member { node: NodeId::parse("pod-0").expect("a name"), data: "h:1".to_owned() };
+        let me = Identity { member, incarnation: Incarnation(1), identity: String::new() };
+        let mut ownership = Ownership::new(at(0), me, NShards::new(4).expect("some"), Times::default());
+        let greeting = |counter| Greeting { term: Term { counter, seed: 0 }, nonce: 1 };
+        let load = |requests_milli| ShardLoad { requests_milli, kib: 1 };
+        renew(&mut ownership, at(0), greeting(1));
+        ownership.handle_loads([(ShardId(3), load(3))]);
+        assert_eq!(renew(&mut ownership, at(100), greeting(1)).loads, []);
+        ownership.handle_loads([(ShardId(3), load(3)), (ShardId(1), load(1)), (ShardId(9), load(9))]);
+        let told = renew(&mut ownership, at(200), greeting(1));
+        assert_eq!((told.held.len(), told.loads), (2, vec![load(1), load(3)]));
+        assert_eq!(renew(&mut ownership, at(300), greeting(1)).loads, []);
+        assert_eq!(renew(&mut ownership, at(400), greeting(2)).loads, [load(1), load(3)]);
+        assert_eq!(renew(&mut ownership, at(500), greeting(2)).loads, []);
     }
 }

@@ -39,6 +39,8 @@ pub struct Times {
     pub period: Duration,
     /// When a process's two clocks have moved apart by more, it was frozen, or its clock was set: it drops its leases.
     pub skew_max: Duration,
+    /// For the sake of load only so many shards move in any stretch of time of this length ([`crate::balance`]).
+    pub movement: Duration,
     /// What the protocol observes beyond these times.
     pub rules: Rules,
 }
@@ -104,6 +106,7 @@ impl Default for Times {
             lease: Duration::from_millis(1200),
             period: Duration::from_millis(250),
             skew_max: Duration::from_millis(100),
+            movement: Duration::from_secs(60),
             rules: Rules::ALL,
         }
     }

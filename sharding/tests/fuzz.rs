@@ -2,6 +2,11 @@
 
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
+use sharding::epoch::Epoch;
+use sharding::id::ShardId;
+use sharding::load::ShardLoad;
+use sharding::map::Member;
+use sharding::membership::{After, Incarnation, Renew, Tenure};
 use sharding::wire::{Control, FrameReader, FromNode, ToNode, WireError};
 
 /// Bytes that look like frames often enough to reach every field: a known kind, then small numbers and noise.
@@ -60,6 +65,35 @@ proptest! {
             control.encode(&mut out);
             prop_assert_eq!(out.freeze().slice(4..), frame);
         }
+    }
+
+    #[test]
+    fn loads_are_read_as_they_were_written_and_only_one_for_each_shard_that_is_held(
+        n_held in 0_u16..20,
+        loads in proptest::collection::vec((any::<u32>(), any::<u32>()), 0..20),
+    ) {
+        let since = Epoch::default();
+        let loads: Vec<_> = loads.into_iter().map(|(requests_milli, kib)| ShardLoad { requests_milli, kib }).collect();
+        let renew = Renew {
+            member: Member::parse("pod-0=h:1").expect("a member"),
+            incarnation: Incarnation(1),
+            identity: String::new(),
+            request: 1,
+            granted: 0,
+            seen: since,
+            map: since,
+            greeting: None,
+            held: (0..n_held).map(|shard| Tenure { shard: ShardId(shard), since, after: After::Nobody }).collect(),
+            loads,
+            sealed: Vec::new(),
+            budgets: Vec::new(),
+            is_leaving: false,
+        };
+        let fits = renew.loads.is_empty() || renew.loads.len() == renew.held.len();
+        let mut out = BytesMut::new();
+        Control::Renew(renew.clone()).encode(&mut out);
+        let read = Control::decode(out.freeze().slice(4..));
+        prop_assert_eq!(read, if fits { Ok(Control::Renew(renew)) } else { Err(WireError::Field("number of loads")) });
     }
 
     #[test]

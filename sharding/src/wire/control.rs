@@ -11,6 +11,7 @@ use crate::acceptor::{Ballot, Vote};
 use crate::budget::{BudgetShare, BudgetUse};
 use crate::epoch::{Epoch, Term};
 use crate::id::{DatabaseName, NodeId, ShardId};
+use crate::load::ShardLoad;
 use crate::map::Member;
 use crate::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
 use crate::proposer::Proposal;
@@ -233,6 +234,11 @@ fn put_renew(out: &mut BytesMut, renew: &Renew) {
     out.put_u8(u8::from(renew.greeting.is_some()));
     renew.greeting.iter().for_each(|greeting| put_greeting(out, *greeting));
     put_tenures(out, &renew.held);
+    put_count(out, renew.loads.len());
+    for load in &renew.loads {
+        out.put_u32_le(load.requests_milli);
+        out.put_u32_le(load.kib);
+    }
     put_count(out, renew.sealed.len());
     for (shard, since) in &renew.sealed {
         out.put_u16_le(shard.0);
@@ -261,12 +267,16 @@ fn renew(fields: &mut Fields) -> Result<Renew, WireError> {
         map: fields.epoch()?,
         greeting: if fields.bool()? { Some(greeting(fields)?) } else { None },
         held: tenures(fields)?,
+        loads: many(fields, |fields| Ok(ShardLoad { requests_milli: fields.u32()?, kib: fields.u32()? }))?,
         sealed: many(fields, |fields| Ok((ShardId(fields.u16()?), fields.epoch()?)))?,
         budgets: many(fields, |fields| {
             Ok(BudgetUse { database: database(fields)?, held: fields.u32()?, demand: fields.u32()? })
         })?,
         is_leaving: fields.bool()?,
     };
+    if !renew.loads.is_empty() && renew.loads.len() != renew.held.len() {
+        return Err(WireError::Field("number of loads"));
+    }
     if renew.identity.len() > IDENTITY_BYTES_MAX { Err(WireError::Field("identity")) } else { Ok(renew) }
 }
 

@@ -8,6 +8,7 @@ use sharding::acceptor::{Ballot, Vote};
 use sharding::budget::{BudgetShare, BudgetUse};
 use sharding::epoch::{Epoch, Term};
 use sharding::id::{DatabaseName, NodeId, RegionName, ShardId};
+use sharding::load::ShardLoad;
 use sharding::map::{Member, ShardMap};
 use sharding::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
 use sharding::proposer::Proposal;
@@ -169,6 +170,7 @@ fn nodes_and_seeds() {
         map: EPOCH,
         greeting: Some(greeting),
         held: vec![tenure(3), tenure(4), tenure(6)],
+        loads: [1, 0x0102, 0].map(|requests_milli| ShardLoad { requests_milli, kib: 3 }).to_vec(),
         sealed: vec![(ShardId(9), EPOCH)],
         budgets: vec![BudgetUse { database: database.clone(), held: 3, demand: 0x0102 }],
         is_leaving: false,
@@ -176,11 +178,12 @@ fn nodes_and_seeds() {
     let runs = format!("0200 0300 0400 {EPOCH_HEX} 01 0600 0600 {EPOCH_HEX} 01");
     let head = "0100 61 0300 683a31 0100000000000000 0100 75 0200000000000000 0100000000000000";
     let greeting_hex = "0807060504030201 0900 0500000000000000";
+    let loads = "0300 01000000 03000000 02010000 03000000 00000000 03000000";
     let sealed = format!("0100 0900 {EPOCH_HEX}");
     let budgets = "0100 0100 64 03000000 02010000";
     control(
         Control::Renew(renew),
-        &format!("af000000 23 {head} {EPOCH_HEX} {EPOCH_HEX} 01 {greeting_hex} {runs} {sealed} {budgets} 00"),
+        &format!("c9000000 23 {head} {EPOCH_HEX} {EPOCH_HEX} 01 {greeting_hex} {runs} {loads} {sealed} {budgets} 00"),
     );
     let hello = Reply::Hello { incarnation: Incarnation(1), greeting };
     control(Control::Reply(hello), &format!("1b000000 24 0100000000000000 {greeting_hex}"));

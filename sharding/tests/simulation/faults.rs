@@ -74,7 +74,10 @@ impl Plan {
 
 /// Runs a plan: every promise is kept, and after the last fault every shard can be read and written again.
 pub(crate) fn run(seed: u64, plan: &Plan) -> Result<Run, String> {
-    let mut world = World::with_traffic(seed, plan.n_seeds, plan.n_nodes, plan.times, plan.traffic);
+    // So that shards move for the sake of load within the run: one each second.
+    let times = Times { movement: Duration::from_secs(1), ..plan.times };
+    let mut world = World::with_traffic(seed, plan.n_seeds, plan.n_nodes, times, plan.traffic);
+    world.has_loads = true;
     world.run_until(Duration::from_secs(4))?;
     if !world.is_whole() {
         return Err("not whole 4 s after the start, without any fault".to_owned());

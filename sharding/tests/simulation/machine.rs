@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sharding::budget::{Purse, Slot};
 use sharding::id::ShardId;
+use sharding::load::ShardLoad;
 use sharding::membership::Incarnation;
 use sharding::ownership::{Effect, Ownership};
 use sharding::seed::Seed;
@@ -51,6 +52,8 @@ pub(crate) struct Life {
     pub(crate) has_left: bool,
     /// When it was told last what is on its way.
     pub(crate) moved_at: Duration,
+    /// When it measured its load last.
+    pub(crate) measured_at: Duration,
     pub(crate) next_wake: Duration,
     pub(crate) purse: Purse,
     /// Operations, and when each is answered.
@@ -105,6 +108,17 @@ impl Life {
         for shard in self.serving.take_sealed() {
             self.mask &= !(1 << shard);
         }
+    }
+
+    /// Once a second, of what it serves.
+    pub(crate) fn measure(&mut self, now: Now, chance: &mut fastrand::Rng) {
+        if now.boot < self.measured_at + Duration::from_secs(1) {
+            return;
+        }
+        self.measured_at = now.boot;
+        let mut load = || ShardLoad { requests_milli: chance.u32(..1_000_000), kib: chance.u32(..1000) };
+        let loads: Vec<_> = self.ownership.held().map(|tenure| (tenure.shard, load())).collect();
+        self.ownership.handle_loads(loads);
     }
 
     /// Gives away as it is what nobody comes for.

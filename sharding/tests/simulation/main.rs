@@ -9,6 +9,7 @@
     reason = "microseconds of virtual time are far from the ends of their types"
 )]
 
+mod balance;
 mod clients;
 mod database;
 mod events;

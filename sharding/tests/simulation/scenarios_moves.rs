@@ -89,6 +89,23 @@ fn a_node_that_joins_gets_its_share_with_its_entries() {
 }
 
 #[test]
+fn shards_that_move_for_the_sake_of_load_take_their_entries_along() {
+    for seed in 0..10 {
+        let mut world = filled(seed, true);
+        let before = memories(&world);
+        let masks =
+            |world: &World| world.machines.iter().map(|machine| machine.life.as_ref().map(|life| life.mask)).collect();
+        let owned: Vec<_> = masks(&world);
+        world.has_loads = true;
+        world.run_until(world.real + 2 * Times::default().movement).expect("no violation");
+        world.has_loads = false;
+        world.run_until(world.real + MOVED_MAX).expect("no violation");
+        assert!(world.is_whole() && owned != masks(&world), "nothing has moved");
+        assert_eq!((memories(&world), world.history.counts.cold), (before, 0));
+    }
+}
+
+#[test]
 fn a_coordinators_crash_in_the_middle_of_moves_leaves_no_shard_stuck() {
     let mut longest = Duration::ZERO;
     for seed in 0..200 {
@@ -122,6 +139,7 @@ fn what_was_sealed_under_another_coordinator_begins_with_nothing() {
             map: Epoch::default(),
             greeting,
             held: Vec::new(),
+            loads: Vec::new(),
             sealed: sealed.to_vec(),
             budgets: Vec::new(),
             is_leaving: life == 1,

@@ -55,6 +55,8 @@ pub(crate) struct World {
     pub(crate) times: Times,
     pub(crate) weather: Weather,
     pub(crate) traffic: Traffic,
+    /// Nodes report loads: every second others, and of no connection with what clients do.
+    pub(crate) has_loads: bool,
     /// Links that carry nothing, one way.
     pub(crate) cut: HashSet<(usize, usize)>,
     /// Routers, by their clients, that cannot reach a node.
@@ -111,6 +113,7 @@ impl World {
             times,
             weather: Weather::default(),
             traffic,
+            has_loads: false,
             cut: HashSet::new(),
             cut_off: BTreeSet::new(),
             database: Database::new(traffic.looks_early),
@@ -170,6 +173,7 @@ impl World {
             is_leaving: false,
             has_left: false,
             moved_at: now.boot,
+            measured_at: now.boot,
             next_wake: Duration::MAX,
             purse: Purse::new(now, floor, OPERATION_TIMEOUT, &self.times),
             in_flight: Vec::new(),
@@ -368,6 +372,9 @@ impl World {
         life.serving.poll(&mut Turn { now, ownership: &mut life.ownership, chance: &mut self.chance });
         life.hurry_if_late(now);
         life.perform(now);
+        if self.has_loads {
+            life.measure(now, &mut self.chance);
+        }
         let purse = &mut life.purse;
         let used = || vec![BudgetUse { database: budgeted().database, held: purse.held(now), demand: 20 }];
         if let Some(renew) = life.ownership.poll_renew(now, used) {
