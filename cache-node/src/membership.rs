@@ -11,9 +11,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::Addr;
+use futures_util::future::join_all;
 use sharding::budget::Budgeted;
 use sharding::epoch::Epoch;
 use sharding::id::{NodeId, ShardId};
+use sharding::load::{Meters, ShardCount};
 use sharding::map::Member;
 use sharding::membership::{Incarnation, Reply, Transfer};
 use sharding::ownership::{Effect, Identity, Ownership};
@@ -22,13 +24,14 @@ use sharding::seed::{Output, Seed};
 use sharding::times::{Now, Times};
 use sharding::wire::Control;
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use crate::clock;
 use crate::fencing::Wanted;
 use crate::loading::spending::Spending;
 use crate::node::{LeasePage, Node, Stage};
 use crate::shard::Resize;
-use crate::shard_region::{Release, Serve, ShardRegion, Take};
+use crate::shard_region::{Count, Release, Serve, ShardRegion, Take};
 use crate::taking::Wish;
 pub(crate) use links::serve;
 
@@ -38,6 +41,8 @@ const QUEUE_MAX: usize = 256;
 const NOT_PULLED_MAX: Duration = Duration::from_secs(5);
 /// What people see of the leases that were granted is at most so old.
 const PAGE_PERIOD: Duration = Duration::from_millis(200);
+/// How often what is asked of each shard is counted.
+const COUNT_PERIOD: Duration = Duration::from_secs(1);
 /// Most lives that a seed keeps a way to answer for.
 const NODES_MAX: usize = 4096;
 
@@ -56,6 +61,8 @@ pub(crate) enum Inbound {
     Sealed(ShardId, Epoch),
     /// A database knows a fence of a shard since this epoch, which is above ours.
     Fence(ShardId, Epoch),
+    /// What has been counted of each shard that is served.
+    Counted(Vec<(ShardId, ShardCount)>),
 }
 
 /// Where messages for [`Membership`] are handed in.
@@ -72,6 +79,20 @@ pub(crate) struct Place {
     pub(crate) times: Times,
     /// The budgets that it lends when it coordinates.
     pub(crate) budgeted: Vec<Budgeted>,
+}
+
+/// Asks the lanes what they have counted, for as long as there is a [`Membership`] to hear of it.
+async fn count(lanes: Vec<Addr<ShardRegion>>, inbox: Inbox) {
+    let mut ticks = tokio::time::interval(COUNT_PERIOD);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        // A lane that has ended has ended with its node.
+        let counted = join_all(lanes.iter().map(|lane| lane.send(Count))).await;
+        if inbox.send(Inbound::Counted(counted.into_iter().flatten().flatten().collect())).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// One for each node, on its main thread.
@@ -98,6 +119,8 @@ pub(crate) struct Membership {
     n_taking: usize,
     /// Shards that have just been acquired, whose fences are to be raised.
     acquired: Vec<Wanted>,
+    /// What is asked of each shard.
+    meters: Meters,
 }
 
 impl Membership {
@@ -115,6 +138,7 @@ impl Membership {
         let links = (0..).zip(&place.seeds).map(link).collect();
         let ownership = Ownership::new(now, place.identity, node.n_shards, times);
         actix_rt::spawn(finding::look_around(Arc::clone(&node), place.seeds.clone()));
+        actix_rt::spawn(count(lanes.clone(), inbox.clone()));
         let (ordinal, nodes) = (place.ordinal, HashMap::new());
         Self {
             node,
@@ -132,6 +156,7 @@ impl Membership {
             moved_at: Instant::now(),
             n_taking: 0,
             acquired: Vec::new(),
+            meters: Meters::default(),
         }
     }
 
@@ -160,6 +185,7 @@ impl Membership {
             (Inbound::Hurry, _) => self.hurry(now),
             (Inbound::Sealed(shard, since), _) => self.ownership.handle_sealed(now, shard, since),
             (Inbound::Fence(shard, since), _) => self.ownership.handle_fence(now, shard, since),
+            (Inbound::Counted(counts), _) => self.ownership.handle_loads(self.meters.measure(now.boot, counts)),
             (Inbound::FromSeed(from, Control::Vote(vote)), Some(seed)) => seed.handle_vote(now, from, vote),
             (Inbound::FromSeed(_, Control::Reply(reply)), _) => self.ownership.handle_reply(now, &reply),
             (Inbound::FromNode(Control::Proposal(proposal), back), Some(seed)) => {
@@ -228,12 +254,16 @@ impl Membership {
     fn show_granted(&mut self, now: Now) {
         let Some(seed) = self.seed.as_mut().filter(|_| self.next_page <= now.boot) else { return };
         self.next_page = now.boot + PAGE_PERIOD;
-        let page = |(member, life, left): (&Member, Incarnation, Duration)| LeasePage {
-            node: member.node.clone(),
-            incarnation: format!("{:016x}", life.0),
-            bound_left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
-        };
-        let granted = seed.coordinator(now).map(|coordinator| coordinator.members(now).map(page).collect());
+        let granted = seed.coordinator(now).map(|coordinator| {
+            let page =
+                |((member, life, left), (_, load)): ((&Member, Incarnation, Duration), (&Member, u64))| LeasePage {
+                    node: member.node.clone(),
+                    incarnation: format!("{:016x}", life.0),
+                    bound_left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+                    load_per_mille: load,
+                };
+            coordinator.members(now).zip(coordinator.loads()).map(page).collect()
+        });
         self.node.set_granted(granted.unwrap_or_default());
     }
 

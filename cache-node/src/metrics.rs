@@ -406,8 +406,9 @@ impl Metrics {
         self.connections_closed.get_or_create(&ReasonLabel { reason }).inc();
     }
 
-    pub(crate) fn shards_serving(&self) -> Gauge {
-        self.shards.get_or_create_owned(&StateLabel { state: "serving" })
+    /// Shards that are `serving`, that are on their way to others (`giving`) or on their way here (`taking`).
+    pub(crate) fn shards(&self, state: &'static str) -> Gauge {
+        self.shards.get_or_create_owned(&StateLabel { state })
     }
 }
 
@@ -421,7 +422,7 @@ mod tests {
         let metrics = Metrics::new(&mut registry);
         metrics.region("cache-data").hit.inc();
         metrics.database("main").count_key(LoadReason::Cold);
-        metrics.shards_serving().set(3);
+        metrics.shards("serving").set(3);
         let mut page = String::new();
         prometheus_client::encoding::text::encode(&mut page, &registry).expect("text");
         for line in [

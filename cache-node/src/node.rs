@@ -67,6 +67,8 @@ pub(crate) struct Node {
     pub(crate) stage: watch::Sender<Stage>,
     /// Shards that lanes serve at this moment.
     pub(crate) serving: Gauge,
+    /// How many shards are being given and taken.
+    on_their_way: [Gauge; 2],
     map: RwLock<Option<Arc<ShardMap>>>,
     /// What is served is served under this one.
     lease: HeldLease,
@@ -144,7 +146,8 @@ impl Node {
             names: Names::of_system(),
             regions,
             ledgers,
-            serving: metrics.shards_serving(),
+            serving: metrics.shards("serving"),
+            on_their_way: ["giving", "taking"].map(|state| metrics.shards(state)),
             metrics,
             registry,
             in_flight_max: args.in_flight_max,
@@ -255,6 +258,9 @@ impl Node {
 
     /// Which shards are to be given away, and which are to be taken over.
     pub(crate) fn set_moves(&self, giving: &[Transfer], taking: &[Transfer]) {
+        for (gauge, moves) in self.on_their_way.iter().zip([giving, taking]) {
+            gauge.set(i64::try_from(moves.len()).unwrap_or(i64::MAX));
+        }
         let given: BTreeSet<ShardId> = giving.iter().map(|transfer| transfer.shard).collect();
         let taken: BTreeSet<ShardId> = taking.iter().map(|transfer| transfer.shard).collect();
         for shard in self.n_shards.shards() {
@@ -469,6 +475,8 @@ pub(crate) struct LeasePage {
     pub(crate) incarnation: String,
     /// Until it has surely run out.
     pub(crate) bound_left_ms: u64,
+    /// What is asked of the node's shards, as measured: 1000 is an even share.
+    pub(crate) load_per_mille: u64,
 }
 
 #[derive(Debug, Serialize)]

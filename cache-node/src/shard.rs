@@ -12,6 +12,7 @@ mod handing;
 pub(crate) mod trust;
 mod writing;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use sharding::epoch::Epoch;
 use sharding::flight::{FlightId, FlightKey};
 use sharding::id::ShardId;
 use sharding::keys::{Effect, Keys, Rules};
+use sharding::load::ShardCount;
 use sharding::membership::After;
 use sharding::wire::{AnswerBody, Entry as WireEntry, Served};
 use tokio::time::timeout_at;
@@ -180,6 +182,7 @@ pub(crate) struct Shard {
     began: Instant,
     node: Arc<Node>,
     entries: Vec<Entries>,
+    n_requests: Cell<u64>,
     /// For each region: nothing is refreshed before that, since a refresh has just failed.
     refreshes_from: Vec<Instant>,
     keys: Keys<Waiter, Writer>,
@@ -208,6 +211,7 @@ impl Shard {
             began: Instant::now(),
             node,
             entries,
+            n_requests: Cell::new(0),
             refreshes_from,
             keys,
             trusted,
@@ -226,13 +230,20 @@ impl Shard {
 
     /// What a fresh entry answers; `None`: ask the actor. Requires: the node's lease holds, and did when `now` was taken.
     pub(crate) fn hit(&self, region: usize, key: &[u8], now: Instant) -> Option<&Entry> {
-        if !self.node.is_of(self.serve.shard, self.serve.tenure) || !self.is_open() || !self.keys.is_quiet() {
+        if !self.node.is_of(self.serve.shard, self.serve.tenure) || self.is_sealed() || !self.keys.is_quiet() {
             return None;
         }
         let is_true = |entry: &&Entry| {
             entry.lifetime.age(now) == Age::Fresh && self.node.regions[region].trust.holds(entry.lifetime.trusted_at)
         };
-        self.entries[region].get(key, now).filter(is_true)
+        let entry = self.entries[region].get(key, now).filter(is_true)?;
+        self.n_requests.update(|n| n + 1);
+        Some(entry)
+    }
+
+    /// What has been asked of it, and what it holds.
+    pub(crate) fn count(&self) -> ShardCount {
+        ShardCount { requests: self.n_requests.get(), bytes: self.entries.iter().map(Entries::bytes).sum() }
     }
 
     /// Whether an entry that is being read is to be loaded anew before its time.
@@ -326,7 +337,7 @@ impl Shard {
         }
         self.seal_if_quiet(now);
         self.end_if_done(ctx);
-        if !self.is_looking && (self.keys.has_waiting() || !self.parked.is_empty()) {
+        if !self.is_looking && (self.keys.has_waiting() || !self.parked.is_empty() || self.is_sealing()) {
             self.is_looking = true;
             ctx.notify_later(Look, LEAVE_PERIOD);
         }
@@ -406,7 +417,7 @@ impl Shard {
                 let entry = Entry { content: loaded.content, reason, lifetime };
                 // What a deposed owner has loaded, or one who was told meanwhile that it is old, was true when it was asked
                 // for, and answers who waited; but it is not kept.
-                let owns = self.owns() && self.is_open() && may_be_kept && region.trust.holds(loaded.sent);
+                let owns = self.owns() && !self.is_sealed() && may_be_kept && region.trust.holds(loaded.sent);
                 self.note_change(flight.0, &flight.1);
                 let kept = owns && self.entries[flight.0].insert(Box::from(&flight.1[..]), entry.clone()).is_ok();
                 if owns && !kept {
@@ -497,6 +508,7 @@ impl Told<Batch> for Shard {
         let now = Instant::now();
         // Here the values are taken: here the lease has to hold.
         let owns = self.owns();
+        self.n_requests.update(|n| n + batch.len() as u64);
         for mut work in batch {
             match std::mem::replace(&mut work.op, Op::Get) {
                 _ if !owns => self.node.misdirect(work),
@@ -505,7 +517,7 @@ impl Told<Batch> for Shard {
                     self.park(work, now);
                 }
                 Op::Pull { since, cursor, number } => self.pull(work, since, (cursor, number), now),
-                Op::Seal { since, number } => self.want_seal(work, since, number),
+                Op::Seal { since, number } => self.want_seal(work, since, number, now),
                 Op::Get | Op::PassThrough => self.get(work, now),
                 Op::Invalidate => self.invalidate(work, false),
                 Op::InvalidatePrefix => self.invalidate(work, true),

@@ -13,6 +13,7 @@ use bytes::{Bytes, BytesMut};
 use sharding::epoch::Epoch;
 use sharding::hash::shard_of;
 use sharding::id::ShardId;
+use sharding::load::ShardCount;
 use sharding::membership::After;
 use sharding::wire::{self, Answer, Failure, FrameReader, GetRef};
 use tokio::sync::OwnedSemaphorePermit;
@@ -191,6 +192,11 @@ pub(crate) struct Serve {
     pub(crate) n: u64,
 }
 
+/// What has been asked of each shard of the lane, since it is served here.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Vec<(ShardId, ShardCount)>")]
+pub(crate) struct Count;
+
 /// These shards are to be taken over, and no others.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -345,6 +351,17 @@ impl Handler<Serve> for ShardRegion {
         }
         self.serves[shard.index()] = Some(serve);
         self.lane.node.serving.inc();
+    }
+}
+
+impl Handler<Count> for ShardRegion {
+    type Result = Vec<(ShardId, ShardCount)>;
+
+    fn handle(&mut self, _: Count, _: &mut Context<Self>) -> Self::Result {
+        let shards = self.lane.shards.borrow();
+        let count = |served: &Served| served.shard.borrow().as_ref().map(Shard::count);
+        let counts = (0..).map(ShardId).zip(shards.iter());
+        counts.filter_map(|(shard, served)| Some((shard, count(served.as_ref()?)?))).collect()
     }
 }
 

@@ -35,8 +35,12 @@ pub const REQUEST_FRAME_BYTES_MAX: usize = VALUE_BYTES_MAX + 64 * 1024;
 pub const ANSWER_FRAME_BYTES_MAX: usize = VALUE_BYTES_MAX + 64 * 1024;
 
 const LENGTH_BYTES: usize = 4;
-/// Room made for at least this much at a time, so that one read can bring many frames.
-const READ_BYTES: usize = 16 * 1024;
+/// Room made at a time, so that one read can bring many frames.
+const READ_BYTES: usize = 64 * 1024;
+/// With less room than this, more is made.
+const ROOM_BYTES_MIN: usize = 16 * 1024;
+/// Of a long frame that is announced, so much is believed at a time.
+const BELIEVED_BYTES_MAX: usize = 1024 * 1024;
 
 /// Why bytes are no frame. Whoever meets one closes the connection: what follows cannot be told apart any more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,7 +105,11 @@ impl FrameReader {
 
     /// Where the next bytes belong.
     pub fn space(&mut self) -> &mut BytesMut {
-        self.buffer.reserve(READ_BYTES);
+        let announced = self.announced().map_or(0, |len| LENGTH_BYTES + len.min(self.frame_bytes_max));
+        let missing = announced.saturating_sub(self.buffer.len()).clamp(ROOM_BYTES_MIN, BELIEVED_BYTES_MAX);
+        if self.buffer.capacity() - self.buffer.len() < missing {
+            self.buffer.reserve(missing.max(READ_BYTES));
+        }
         &mut self.buffer
     }
 
@@ -138,12 +146,16 @@ impl FrameReader {
 
     /// The length of the next frame, if all of it is there.
     fn whole(&self) -> Result<Option<usize>, WireError> {
-        let Some(length) = self.buffer.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
-        let len = usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX);
-        if len > self.frame_bytes_max {
-            return Err(WireError::TooLong { len, max: self.frame_bytes_max });
+        match self.announced() {
+            Some(len) if len > self.frame_bytes_max => Err(WireError::TooLong { len, max: self.frame_bytes_max }),
+            Some(len) if self.buffer.len() >= LENGTH_BYTES + len => Ok(Some(len)),
+            _ => Ok(None),
         }
-        Ok((self.buffer.len() >= LENGTH_BYTES + len).then_some(len))
+    }
+
+    fn announced(&self) -> Option<usize> {
+        let length = self.buffer.first_chunk::<LENGTH_BYTES>()?;
+        Some(usize::try_from(u32::from_le_bytes(*length)).unwrap_or(usize::MAX))
     }
 }
 

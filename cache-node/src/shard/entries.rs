@@ -137,6 +137,11 @@ impl Entries {
         self.lost.0.borrow().reasons.get(&XxHash3_64::oneshot(key)).copied()
     }
 
+    /// What they are charged for.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.cache.weight()
+    }
+
     /// All keys, each with how often it was asked for since it is there.
     pub(crate) fn by_use(&self) -> Vec<(u64, Box<[u8]>)> {
         let used = |key: &[u8]| self.cache.item_stats(key).map_or(0, |stats| stats.access_count);

@@ -22,6 +22,8 @@ const CHANGED_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub(super) const PARKED_MAX: usize = 4096;
 /// Longest time for that.
 const PARKED_FOR: Duration = Duration::from_millis(500);
+/// So long a seal waits for loads in the air, so that what they bring goes along; a key that takes longer is read once more.
+const LANDING_WAIT: Duration = Duration::from_millis(100);
 /// What the next owner is told to wait that asks too early.
 const TOO_EARLY: Duration = Duration::from_millis(10);
 
@@ -42,8 +44,8 @@ pub(super) enum Seal {
     /// It is served.
     #[default]
     Open,
-    /// It takes nothing new, and waits for the outcome of its writes.
-    Wanted(Reply),
+    /// It begins nothing new and answers what is fresh in memory, until its writes and, for a while, its loads have landed.
+    Wanted { reply: Reply, asked_at: Instant },
     /// It is served no more.
     Sealed,
 }
@@ -70,8 +72,14 @@ impl Shard {
         }
     }
 
+    /// Whether it may begin something.
     pub(super) const fn is_open(&self) -> bool {
         matches!(self.seal, Seal::Open)
+    }
+
+    /// Whether what is in memory is its own no more.
+    pub(super) const fn is_sealed(&self) -> bool {
+        matches!(self.seal, Seal::Sealed)
     }
 
     /// Gives a part of what is in memory.
@@ -138,7 +146,7 @@ impl Shard {
     }
 
     /// The next owner has what was here, and asks for the rest.
-    pub(super) fn want_seal(&mut self, work: Work, since: Epoch, number: u32) {
+    pub(super) fn want_seal(&mut self, work: Work, since: Epoch, number: u32, now: Instant) {
         self.node.note_pull();
         if self.handing.as_ref().is_none_or(|handing| handing.number != number) {
             return work.reply.fail(FailureCode::NotApplied, TOO_EARLY, "another has begun to pull the shard");
@@ -146,7 +154,7 @@ impl Shard {
         if since != self.serve.since || !self.is_open() || !self.node.is_giving(self.serve.shard, self.serve.tenure) {
             return work.reply.fail(FailureCode::NotApplied, TOO_EARLY, "the shard is not to be given away yet");
         }
-        self.seal = Seal::Wanted(work.reply);
+        self.seal = Seal::Wanted { reply: work.reply, asked_at: now };
         // Who waits for a write of somebody else waits for the next owner as well.
         self.send_on();
     }
@@ -163,14 +171,21 @@ impl Shard {
         }
     }
 
-    /// Seals, once no write is in the air any more: whatever their outcome, it is known what is true.
+    /// Whether a seal waits for something to land.
+    pub(super) const fn is_sealing(&self) -> bool {
+        matches!(self.seal, Seal::Wanted { .. })
+    }
+
+    /// Seals, once no write is in the air any more: whatever their outcome, it is known what is true. And, if that does not
+    /// take long, no load: each key is read once.
     pub(super) fn seal_if_quiet(&mut self, now: Instant) {
-        if self.keys.n_writing() > 0 || !matches!(self.seal, Seal::Wanted(_)) {
+        let Seal::Wanted { asked_at, .. } = self.seal else { return };
+        if self.keys.n_writing() > 0 || (self.keys.is_loading_any() && now < asked_at + LANDING_WAIT) {
             return;
         }
         // One that the fence has refused meanwhile would be written again.
         self.send_on();
-        let Seal::Wanted(reply) = std::mem::replace(&mut self.seal, Seal::Sealed) else { return };
+        let Seal::Wanted { reply, .. } = std::mem::replace(&mut self.seal, Seal::Sealed) else { return };
         let changed = self.handing.take().map(|handing| handing.changed).unwrap_or_default();
         let (mut chunk, mut bytes) = (Chunk::default(), 0);
         for key in changed {

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use loadtest::cluster::{Role, Signal};
 
-use super::faults::settled;
+use super::faults::{Ends, settled};
 use super::*;
 
 /// What clients have seen: how long each read took, and what went wrong.
@@ -276,4 +276,42 @@ fn of_what_has_no_room_the_most_valuable_arrives() {
         let bytes = Samples::parse(&samples.expect("text")).sum("cache_node_entry_bytes", &[]);
         assert!(bytes <= 3.0 * 1024.0 * 1024.0, "{bytes}");
     }
+}
+
+#[test]
+fn a_key_whose_load_is_in_the_air_is_read_once_all_the_same() {
+    const SLOW: &str = "(SELECT count(*) FROM (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE \
+                        i < 30000) SELECT i FROM n)) > 0";
+    let config = format!(
+        "{DATABASE}{}ttl = \"1h\"\nmax_stale = \"2h\"\n",
+        REGION.replace("(:keys)", &format!("(:keys) AND {SLOW}"))
+    );
+    let it = Scene::configured("INSERT INTO things VALUES ('k', 'one')", &config).start();
+    settled(&it, 3);
+    leave(&it, 2);
+    settled(&it, 2);
+    let keys_read = || it.sum("cache_node_database_keys_total", &[]);
+    let (before, n_keys, is_over) = (keys_read(), AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let _ends = Ends(&is_over);
+        for client in 0..8 {
+            let (it, n_keys, is_over) = (&it, &n_keys, &is_over);
+            scope.spawn(move || {
+                let http = super::client();
+                while !is_over.load(Ordering::Relaxed) {
+                    // Two ask for each key, at about the same time, through different routers.
+                    let key = n_keys.fetch_add(1, Ordering::Relaxed) / 2;
+                    let answer = http.get(format!("{}/things/new-{key}", it.cluster.url(client % 2))).send();
+                    assert_eq!(answer.expect("an answer").status(), 404);
+                }
+            });
+        }
+        it.cluster.start_again(Role::Node, 2).expect("starts");
+        it.cluster.wait_ready(PATIENCE).expect("ready");
+        settled(&it, 3);
+    });
+    let n_keys = n_keys.into_inner().div_ceil(2);
+    let read = keys_read() - before;
+    println!("{n_keys} keys were asked for while a third of all shards moved, {read} were read");
+    assert_eq!(read, n_keys as f64);
 }

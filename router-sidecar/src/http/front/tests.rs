@@ -144,5 +144,5 @@ fn a_hit_allocates_nothing_but_now_and_then_a_buffer() {
     let all = allocation_counter::measure(|| runtime.block_on(hits(&state, N)));
     let ours = all.count_total.saturating_sub(framework.count_total);
     println!("{N} hits: {ours} allocations of ours, {} of the framework for its requests", framework.count_total);
-    assert!(ours < u64::from(N / 5), "{ours} allocations for {N} hits");
+    assert!(ours < u64::from(N / 10), "{ours} allocations for {N} hits");
 }
