@@ -42,7 +42,7 @@ const CHART: &str = "routed-hit.svg";
 const QUICK_LOADS: [Load; 4] = [Load::C32, Load::C128, Load::C32Syscalls, Load::C128Syscalls];
 const QUICK_SETUPS: [Setup; 2] = [Setup::Ours, Setup::NginxNginx];
 const QUICK_ROUNDS: u32 = 3;
-const QUICK_REPEATS: Duration = Duration::from_secs(75);
+const QUICK_REPEATS: Duration = Duration::from_secs(60);
 /// How long a whole run may.
 const REPEATS: Duration = Duration::from_secs(30 * 60);
 
@@ -218,7 +218,7 @@ fn is_as_good(report: &Report, earlier: &Report) -> bool {
     let slipped: Vec<String> =
         slipped.map(|ratio| format!("{} {:.2} (committed: {:.2})", ratio.name, ratio.now, ratio.earlier)).collect();
     if !slipped.is_empty() {
-        tell(&format!("bench: more than 15 % worse than committed: {}", slipped.join(", ")));
+        note(&format!("bench: more than 15 % worse than committed: {}", slipped.join(", ")));
     }
     slipped.is_empty()
 }
@@ -256,6 +256,12 @@ fn machine() -> String {
 
 fn today() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string().chars().take(10).collect()
+}
+
+/// Says how far it is.
+fn note(line: &str) {
+    // What cannot be printed (a closed terminal) cannot be reported either.
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Prints a line. When nobody reads any more, the run goes on.

@@ -48,10 +48,10 @@ pub enum Load {
     /// 128 connections, closed loop; this cache with three and with twelve nodes.
     #[value(name = "c128-nodes")]
     C128Nodes,
-    /// System calls under 32 connections.
+    /// System calls under 32 connections; this cache only.
     #[value(name = "c32-syscalls")]
     C32Syscalls,
-    /// System calls under 128 connections.
+    /// System calls under 128 connections; this cache only.
     #[value(name = "c128-syscalls")]
     C128Syscalls,
 }
@@ -140,8 +140,9 @@ impl Load {
     pub(super) fn setups(self, wanted: &[Setup]) -> Vec<Setup> {
         let of = |setups: &[Setup]| setups.iter().copied().filter(|setup| wanted.contains(setup)).collect();
         match self {
-            Self::MissesC32 | Self::MissesHalf | Self::C32Post100 => of(&[Setup::Ours]),
-            Self::C32Syscalls | Self::C128Syscalls => of(&[Setup::Ours, Setup::NginxNginx]),
+            Self::MissesC32 | Self::MissesHalf | Self::C32Post100 | Self::C32Syscalls | Self::C128Syscalls => {
+                of(&[Setup::Ours])
+            }
             Self::C128Nodes if wanted.contains(&Setup::Ours) => vec![Setup::Ours, Setup::OursTwelve],
             Self::C128Nodes => Vec::new(),
             _ => of(&Setup::ALL),

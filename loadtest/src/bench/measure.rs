@@ -6,15 +6,13 @@ use std::time::{Duration, Instant};
 use super::closed::{self, Requests, Seen};
 use super::keys::{self, Pattern};
 use super::load::{Kind, Load};
-use super::report::Row;
+use super::report::{FOREIGN_MAX, Row};
 use super::setup::{Running, Scene, Setup, Starter};
 use super::syscalls::Counter;
-use super::{BenchError, Stop, cpu, open, tell};
+use super::{BenchError, Stop, cpu, note, open};
 use crate::cluster::ports::Ports;
 
-/// A sample in which other programs took more of all CPUs is taken again.
-const FOREIGN_MAX: f64 = 0.05;
-/// So often at most; then the least disturbed counts.
+/// So often a sample is taken while other programs disturb it; then the least disturbed counts.
 const TRIES_MAX: u32 = 4;
 /// What a closed loop with misses may reach: so many fresh keys are kept for it.
 const RATE_MAX: f64 = 100_000.0;
@@ -23,7 +21,7 @@ const BATCH: usize = 100;
 /// Different POSTs.
 const N_POSTS: usize = 500;
 /// Pause before a sample is taken again.
-const PAUSE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Where programs run.
 #[derive(Debug)]
@@ -51,8 +49,8 @@ impl<'a> Measurer<'a> {
         let all = cpu::allowed();
         let apart = all.first().copied().zip(all.get(1).copied());
         match apart {
-            Some((generator, servers)) => tell(&format!("the generator on CPU {generator}, servers on CPU {servers}")),
-            None => tell("one CPU: nothing is pinned, and the generator's work disturbs the servers'"),
+            Some((generator, servers)) => note(&format!("the generator on CPU {generator}, servers on CPU {servers}")),
+            None => note("one CPU: nothing is pinned, and the generator's work disturbs the servers'"),
         }
         let own = [i32::try_from(std::process::id()).expect("process ids are positive 32-bit integers")];
         if cpu::run_time(&own).is_none() {
@@ -94,7 +92,7 @@ impl<'a> Measurer<'a> {
         let mut all = Vec::new();
         for setup in needed {
             self.stop.check()?;
-            tell(&format!("starting {}, values of {} bytes", setup.name(), scene.size));
+            note(&format!("starting {}, values of {} bytes", setup.name(), scene.size));
             all.push(starter.start(setup)?);
         }
         let n_keys = keys::n_keys(scene.size);
@@ -128,7 +126,7 @@ impl<'a> Measurer<'a> {
         for attempt in 1..=TRIES_MAX {
             self.stop.check()?;
             let Some(row) = self.take(scene, all, setup, load, round)? else { break };
-            tell(&format!(
+            note(&format!(
                 "{} {} round {round}: {:.1} us, {:.0}/s, p99 {} us, foreign {:.1} %",
                 load.name(),
                 setup.name(),
@@ -172,7 +170,7 @@ impl<'a> Measurer<'a> {
         let counter = match load.kind() {
             Kind::Syscalls { .. } => match Counter::start(self.dir, &running.all)? {
                 None => {
-                    tell(&format!("{}: not measured: needs perf", load.name()));
+                    note(&format!("{}: not measured: needs perf", load.name()));
                     return Ok(None);
                 }
                 some => some,
@@ -189,7 +187,7 @@ impl<'a> Measurer<'a> {
         self.place_back()?;
         let calls = counter.map(Counter::stop);
         if calls == Some(None) {
-            tell(&format!("{}: not measured: perf may not count here", load.name()));
+            note(&format!("{}: not measured: perf may not count here", load.name()));
             return Ok(None);
         }
         let ((before, all_before, front_before), (after, all_after, front_after)) =

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::http::{self, Client};
 use super::keys::{self, Values};
 use super::process::Server;
-use super::{BenchError, REGION, Stop, setup, tell};
+use super::{BenchError, REGION, Stop, note, setup};
 use crate::cluster::ports::Ports;
 use crate::cluster::{Cluster, Options, Role};
 use crate::figures::Samples;
@@ -45,7 +45,7 @@ pub(super) fn run(dir: &Path, stop: &Stop) -> Result<Vec<MemoryRow>, BenchError>
         std::fs::create_dir_all(&dir).map_err(BenchError::io(&dir))?;
         for (store, measure) in [("ours", ours as Measure), ("memcached", memcached), ("redis", redis)] {
             stop.check()?;
-            tell(&format!("{store}: {entries} entries of {size} bytes"));
+            note(&format!("{store}: {entries} entries of {size} bytes"));
             let (before, after) = measure(&dir, entries, size)?;
             rows.push(row(store, entries, size, before, after));
         }

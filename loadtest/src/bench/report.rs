@@ -9,6 +9,8 @@ use super::load::Load;
 use super::memory::MemoryRow;
 use super::setup::Setup;
 
+/// A sample in which other programs took more of all CPUs is disturbed.
+pub(super) const FOREIGN_MAX: f64 = 0.05;
 /// A ratio that is worse than the earlier one by more than this share has slipped.
 const SLIP_MAX: f64 = 0.15;
 
@@ -51,7 +53,6 @@ pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     Some(if values.len().is_multiple_of(2) { f64::midpoint(values[middle - 1], upper) } else { upper })
 }
 
-/// Two digits more than a person needs.
 fn rounded(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
@@ -123,9 +124,19 @@ impl Report {
         )
     }
 
+    /// How many samples other programs have disturbed, when there are such.
+    pub(super) fn disturbed(&self) -> Option<String> {
+        let n = self.rows.iter().filter(|row| row.foreign > FOREIGN_MAX).count();
+        let all = self.rows.len();
+        (n > 0).then(|| format!("{n} of {all} samples were disturbed by other programs: trust them less"))
+    }
+
     /// All of it for people, as Markdown.
     pub(super) fn table(&self) -> String {
-        let mut text = format!("{}, {}\n", self.machine, self.date);
+        let mut text = format!("{}; {}\n", self.machine, self.date);
+        if let Some(disturbed) = self.disturbed() {
+            line(&mut text, format_args!("\n{disturbed}."));
+        }
         for load in Load::ALL {
             self.table_of(load, &mut text);
         }
@@ -254,6 +265,13 @@ mod tests {
     }
 
     #[test]
+    fn a_disturbed_run_says_so() {
+        let rows = vec![Row { foreign: 0.06, ..row(Setup::Ours, Load::C32, 1, 9.0) }];
+        let report = Report { rows, ..Report::default() };
+        assert!(report.table().contains("1 of 1 samples were disturbed"), "{}", report.table());
+    }
+
+    #[test]
     fn a_report_is_read_as_it_was_written_and_has_a_table() {
         let rows = rows();
         let report = Report { ratios: ratios(&rows), rows, date: "2026-01-01".to_owned(), ..Report::default() };
@@ -262,6 +280,7 @@ mod tests {
         assert!(text.contains(r#""setup":"ours","load":"c32","round":1,"cpu_us":9.0"#), "{text}");
         let table = report.table();
         assert!(table.contains("| ours | 10.0 (5.0 + 5.0) | 0.50 | 1000 | 100 | 200 | 300 | 3 | 1.0 % |"), "{table}");
+        assert!(!table.contains("disturbed"), "{table}");
         assert!(table.contains("| T1 | 0.50 |") && table.contains("system calls"), "{table}");
     }
 }

@@ -103,7 +103,7 @@ impl Starter<'_> {
     pub(super) fn start(&mut self, setup: Setup) -> Result<Running, BenchError> {
         let dir = self.dir.join(setup.name());
         std::fs::create_dir_all(&dir).map_err(BenchError::io(&dir))?;
-        let running = match setup {
+        let mut running = match setup {
             Setup::Ours => self.ours(&dir, N_STORES)?,
             Setup::OursTwelve => self.ours(&dir, N_NODES_LARGE)?,
             Setup::NginxNginx => {
@@ -133,6 +133,7 @@ impl Starter<'_> {
             }
         };
         running.verify(self.scene.size)?;
+        running.find_children();
         Ok(running)
     }
 
@@ -286,11 +287,17 @@ fn addresses(stores: &Stores) -> Vec<SocketAddr> {
 impl Running {
     fn of(setup: Setup, address: SocketAddr, mut front: Server, stores: Stores) -> Result<Self, BenchError> {
         wait_listening(&mut front, setup.name(), address)?;
-        let fronts = cpu::with_descendants(&[front.pid()]);
-        let pids: Vec<i32> = stores.iter().map(|(_, server)| server.pid()).collect();
-        let all = fronts.iter().copied().chain(cpu::with_descendants(&pids)).collect();
         let servers = std::iter::once(front).chain(stores.into_iter().map(|(_, server)| server)).collect();
-        Ok(Self { setup, address, servers, cluster: None, front: fronts, all })
+        Ok(Self { setup, address, servers, cluster: None, front: Vec::new(), all: Vec::new() })
+    }
+
+    /// Finds the processes that do the work, now that all of them have worked.
+    fn find_children(&mut self) {
+        if let Some((front, stores)) = self.servers.split_first() {
+            let stores: Vec<i32> = stores.iter().map(Server::pid).collect();
+            self.front = cpu::with_descendants(&[front.pid()]);
+            self.all = self.front.iter().copied().chain(cpu::with_descendants(&stores)).collect();
+        }
     }
 
     /// Asks for some keys: each is there, and as long as it has to be.
