@@ -78,7 +78,11 @@ impl Client {
         self.stream.write_all(request)?;
         let (mut bytes, mut part) = (Vec::new(), [0; 64 << 10]);
         loop {
-            let n_read = self.stream.read(&mut part)?;
+            let n_read = match self.stream.read(&mut part) {
+                // Somebody has asked to stop: that is looked at later.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                read => read?,
+            };
             if n_read == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }

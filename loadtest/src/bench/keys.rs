@@ -1,6 +1,5 @@
 //! Keys and values, and the order in which a load asks for them.
 
-use clap::ValueEnum;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -17,7 +16,7 @@ const WALK: usize = 100_000;
 const MISS_EVERY: usize = 20;
 
 /// How often a key is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pattern {
     /// Few keys by many: Zipf with exponent 0.99.
     Zipf,

@@ -8,8 +8,6 @@ use super::setup::{Scene, Setup};
 
 /// Bytes of a value unless a load says otherwise.
 const SIZE: usize = 1024;
-/// Rows for keys that nobody has asked for.
-const N_FRESH: u32 = 250_000;
 
 /// A way to ask.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
@@ -151,13 +149,13 @@ impl Load {
 
     /// What has to run for it. Loads with the same scene and set-ups share them.
     pub(super) fn scene(self) -> (Scene, bool) {
-        let scene = |size, workers, fresh| Scene { size, workers, fresh };
+        let scene = |size, workers| Scene { size, workers, fresh: 0 };
         match self {
-            Self::C32Small => (scene(100, 1, 0), false),
-            Self::C32Large => (scene(64 << 10, 1, 0), false),
-            Self::FreeC32 => (scene(SIZE, 2, 0), false),
-            Self::C128Nodes => (scene(SIZE, 1, 0), true),
-            _ => (scene(SIZE, 1, N_FRESH), false),
+            Self::C32Small => (scene(100, 1), false),
+            Self::C32Large => (scene(64 << 10, 1), false),
+            Self::FreeC32 => (scene(SIZE, 2), false),
+            Self::C128Nodes => (scene(SIZE, 1), true),
+            _ => (scene(SIZE, 1), false),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::closed::{self, Requests, Seen};
 use super::keys::{self, Pattern};
 use super::load::{Kind, Load};
+use super::process::command;
 use super::report::{FOREIGN_MAX, Row};
 use super::setup::{Running, Scene, Setup, Starter};
 use super::syscalls::Counter;
@@ -14,7 +15,7 @@ use crate::cluster::ports::Ports;
 
 /// So often a sample is taken while other programs disturb it; then the least disturbed counts.
 const TRIES_MAX: u32 = 4;
-/// What a closed loop with misses may reach: so many fresh keys are kept for it.
+/// What a load with misses may reach: so many fresh keys are kept for it.
 const RATE_MAX: f64 = 100_000.0;
 /// Keys of a POST.
 const BATCH: usize = 100;
@@ -63,15 +64,26 @@ impl<'a> Measurer<'a> {
 
     /// Puts every load on its set-ups.
     pub(super) fn run(&mut self, setups: &[Setup], loads: &[Load], rounds: u32) -> Result<Vec<Row>, BenchError> {
+        for program in setups.iter().flat_map(|setup| setup.programs()).chain(&["wrk"]) {
+            command(program)?;
+        }
         let mut rows = Vec::new();
         let mut left = loads.to_vec();
         while let Some(first) = left.first() {
             let scene = first.scene();
             let (now, later): (Vec<Load>, Vec<Load>) = left.iter().partition(|load| load.scene() == scene);
             left = later;
-            self.run_scene(scene.0, setups, &now, rounds, &mut rows)?;
+            let has_misses = now.iter().any(|load| matches!(load.kind(), Kind::MissesClosed | Kind::MissesOpen));
+            let fresh = if has_misses { self.fresh_keys(rounds) } else { 0 };
+            self.run_scene(Scene { fresh, ..scene.0 }, setups, &now, rounds, &mut rows)?;
         }
         Ok(rows)
+    }
+
+    /// How many keys have to be there that nobody has asked for.
+    fn fresh_keys(&self, rounds: u32) -> u32 {
+        // Two loads have misses, and each sample may be taken twice.
+        keys::n_fresh(requests(RATE_MAX, self.sample)).saturating_mul(rounds.saturating_mul(4))
     }
 
     /// Puts loads that need the same on their set-ups, which run all the while.
@@ -125,7 +137,16 @@ impl<'a> Measurer<'a> {
         let mut best: Option<Row> = None;
         for attempt in 1..=TRIES_MAX {
             self.stop.check()?;
-            let Some(row) = self.take(scene, all, setup, load, round)? else { break };
+            let row = match self.take(scene, all, setup, load, round) {
+                Ok(Some(row)) => row,
+                Ok(None) => break,
+                // On a machine that others fill a request may take longer than a generator waits.
+                Err(BenchError::Failed(text)) if attempt < TRIES_MAX => {
+                    note(&format!("{}: {text}; again", load.name()));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             note(&format!(
                 "{} {} round {round}: {:.1} us, {:.0}/s, p99 {} us, foreign {:.1} %",
                 load.name(),
@@ -218,15 +239,19 @@ impl<'a> Measurer<'a> {
 
     /// A walk as the load wants it; `None` when there are too few fresh keys, or no rate for it is known.
     fn with_misses(&mut self, kind: Kind, walk: Vec<u32>) -> Option<Vec<u32>> {
-        let rate = match kind {
-            Kind::MissesClosed => RATE_MAX,
-            Kind::MissesOpen => self.saturation? / 2.0 * 1.1,
+        let rate = match (kind, self.saturation) {
+            (Kind::MissesClosed, _) => RATE_MAX,
+            (Kind::MissesOpen, Some(rate)) => rate / 2.0 * 1.1,
+            (Kind::MissesOpen, None) => {
+                note("misses-half: not measured: needs misses-c32 before it");
+                return None;
+            }
             _ => return Some(walk),
         };
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "requests of some seconds")]
-        let len = (rate * self.sample.as_secs_f64()) as usize;
+        let len = requests(rate, self.sample);
         let n_fresh = keys::n_fresh(len);
         if self.fresh.end - self.fresh.start < n_fresh {
+            note("misses: every key has been asked for by now");
             return None;
         }
         let walk = keys::walk_with_misses(&walk, len, self.fresh.start);
@@ -267,6 +292,13 @@ impl<'a> Measurer<'a> {
     fn place_back(&self) -> Result<(), BenchError> {
         cpu::pin_self(&self.cpus.all).map_err(|error| BenchError::Failed(format!("the CPUs: {error}")))
     }
+}
+
+/// How many requests there are in a sample.
+fn requests(rate: f64, sample: Duration) -> usize {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "requests of some minutes")]
+    let requests = (rate * sample.as_secs_f64()) as usize;
+    requests
 }
 
 /// Documents that ask for a hundred keys each, every one of them there.

@@ -54,6 +54,17 @@ impl Setup {
     pub(super) const ALL: [Self; 5] =
         [Self::Ours, Self::NginxNginx, Self::NginxMemcached, Self::HaproxyNginx, Self::ActixRedis];
 
+    /// Programs of others that it consists of.
+    pub(super) const fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Ours | Self::OursTwelve => &[],
+            Self::NginxNginx => &["nginx"],
+            Self::NginxMemcached => &["nginx", "memcached"],
+            Self::HaproxyNginx => &["haproxy", "nginx"],
+            Self::ActixRedis => &["redis-server"],
+        }
+    }
+
     /// As on the command line and in the rows.
     pub(super) const fn name(self) -> &'static str {
         match self {
