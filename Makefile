@@ -1,5 +1,5 @@
 # Every door of the project. `make verify` checks and never writes; `make fix` writes; .ci/run calls only `make test`.
-.PHONY: run test sim faults verify advisories fix load image tools image-tools servers
+.PHONY: run test sim faults verify advisories fix load bench bench-quick image tools image-tools servers peers
 
 CARGO ?= cargo
 
@@ -52,6 +52,18 @@ load: tools
 	target/release/loadtest
 	target/release/loadtest --budget 50 --scenario cold-start --connections 512 --report data/load-budget
 
+# A routed hit beside nginx, memcached, haproxy and Redis, and the memory of an entry: docs/benchmarks.md. Some flags, or
+# a part alone: make bench BENCH="--loads c32 --output data/bench"; make
+BENCH ?=
+bench: tools peers
+	$(CARGO) build --release --locked
+	target/release/bench $(BENCH)
+
+# A part of it in two minutes; fails when a ratio is 15 % worse than the committed one.
+bench-quick: tools peers
+	$(CARGO) build --release --locked
+	target/release/bench --quick $(BENCH)
+
 # The images of the programs as OCI archives in target/images, made of what this machine has: no registry is asked.
 image: tools image-tools
 	$(CARGO) build --release --locked
@@ -69,6 +81,15 @@ servers:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends postgresql redis-server; \
 	else echo "the tests start PostgreSQL and Redis: install postgresql and redis-server" >&2; exit 1; fi
+
+# What the benchmark compares with, and what loads it. perf counts system calls, where it is there.
+peers:
+	@PATH=$$PATH:/usr/sbin; missing=; for program in nginx haproxy memcached redis-server wrk; do \
+	  command -v $$program >/dev/null || missing=1; done; [ -n "$$missing" ] || exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+	    nginx haproxy memcached redis-server wrk; \
+	else echo "the benchmark needs nginx, haproxy, memcached, redis-server and wrk: install them" >&2; exit 1; fi
 
 # What renders the manifests and knows Kubernetes' schemas, in target/kube-tools: kustomize, compiled by a Go of its own,
 # and kubernetes-validate. Python comes from the machine.

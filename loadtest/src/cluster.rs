@@ -3,8 +3,8 @@
 //! Used by the program `local-cluster`, by the load tests, and by the tests of the whole.
 
 mod links;
-mod ports;
-mod processes;
+pub(crate) mod ports;
+pub(crate) mod processes;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};

@@ -12,20 +12,20 @@ const EPHEMERAL_PORT: u16 = 32_768;
 const TRIES_MAX: usize = 1000;
 
 /// An address on loopback.
-pub(super) const fn loopback(port: u16) -> SocketAddr {
+pub(crate) const fn loopback(port: u16) -> SocketAddr {
     SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), port)
 }
 
 /// Ports that were free a moment ago, each given once. They lie below the ephemeral range: the kernel gives none of
 /// them to an outgoing connection before the process that is to listen there has started.
 #[derive(Debug, Default)]
-pub(super) struct Ports {
+pub(crate) struct Ports {
     given: HashSet<u16>,
 }
 
 impl Ports {
     /// Keeps a port from being given.
-    pub(super) fn take(&mut self, port: u16) {
+    pub(crate) fn take(&mut self, port: u16) {
         self.given.insert(port);
     }
 
@@ -33,7 +33,7 @@ impl Ports {
     ///
     /// # Errors
     /// When none is found in a thousand tries.
-    pub(super) fn free(&mut self) -> io::Result<SocketAddr> {
+    pub(crate) fn free(&mut self) -> io::Result<SocketAddr> {
         let end = ephemeral_start().max(LOWEST_PORT + 1);
         for _ in 0..TRIES_MAX {
             let port = fastrand::u16(LOWEST_PORT..end);

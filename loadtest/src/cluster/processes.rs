@@ -366,9 +366,16 @@ fn spawn(spec: &Spec) -> io::Result<Pid> {
     command.stdin(Stdio::null()).stdout(File::try_clone(&log)?).stderr(log);
     // A group of its own: Ctrl-C at the terminal reaches the cluster's own process only, which then drains.
     command.process_group(0);
+    die_with_parent(&mut command, Signal::SIGKILL);
+    let child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
+    Ok(Pid::from_raw(i32::try_from(child.id()).expect("process ids are positive 32-bit integers")))
+}
+
+/// Has the kernel signal the child when the thread that starts it ends.
+pub(crate) fn die_with_parent(command: &mut Command, signal: Signal) {
     let parent = getpid();
     let die_with_parent = move || {
-        set_pdeathsig(Signal::SIGKILL)?;
+        set_pdeathsig(signal)?;
         // The parent may have ended before the line above.
         if getppid() == parent { Ok(()) } else { Err(io::Error::from(Errno::ESRCH)) }
     };
@@ -377,8 +384,6 @@ fn spawn(spec: &Spec) -> io::Result<Pid> {
     unsafe {
         command.pre_exec(die_with_parent);
     }
-    let child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
-    Ok(Pid::from_raw(i32::try_from(child.id()).expect("process ids are positive 32-bit integers")))
 }
 
 /// Waits without reaping, then reaps under the lock: whoever holds the lock may signal the id.

@@ -30,6 +30,7 @@ fn every_setting_is_documented() {
         ("router-sidecar policy", "configuration.md"),
         ("local-cluster", "configuration.md"),
         ("loadtest", "load-testing.md"),
+        ("bench", "benchmarks.md"),
     ] {
         let mut words = program.split(' ');
         let mut command = Command::new(programs.join(words.next().expect("its name")));
