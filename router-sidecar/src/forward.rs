@@ -1,6 +1,7 @@
 //! One request from the router to the owner of its key, and again when the first try meets a setback.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -147,6 +148,22 @@ impl Forwarder {
         let ask = AskRef { deadline, epoch: view.map.epoch(), shard, region, key };
         let asking = begin.ask(|id, out| GetRef { id, ask }.encode(out));
         Some(Begun { view: Arc::clone(view), shard, deadline: now + deadline, asking, setback: None })
+    }
+
+    /// Reads a key: as [`Forwarder::ask`], in the shortest way that there is.
+    pub(crate) async fn get(
+        &self,
+        view: &Arc<View>,
+        region: &RegionName,
+        key: Bytes,
+    ) -> Result<AnswerBody, ForwardError> {
+        let Some(mut begun) = self.begin(view, region, &key, Instant::now()) else {
+            return self.ask(Question::Get, region, key).await;
+        };
+        match poll_fn(|cx| begun.poll_answer(cx)).await {
+            Some(answer) => Ok(answer),
+            None => self.go_on(begun, region, key).await,
+        }
     }
 
     /// As [`Forwarder::ask`], with a first try that was begun.

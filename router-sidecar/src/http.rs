@@ -139,7 +139,7 @@ async fn dispatch(
         (Some(key), &Method::DELETE) if info.writes => write::delete(request, state, info, key).await,
         (Some(_), _) if info.writes => Err(Problem::method(ALL_METHODS)),
         (Some(_), _) => Err(Problem::method(READING_METHODS)),
-        (None, &Method::POST) => batch::post(payload, state, info).await,
+        (None, &Method::POST) => batch::post(payload, state, (&view, info)).await,
         (None, _) => Err(Problem::method(REGION_METHODS)),
     };
     match answer {

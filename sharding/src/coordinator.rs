@@ -29,8 +29,15 @@ enum Seat {
     Owned { by: Incarnation, since: Epoch, after: After },
     /// To be given up by its owner: to `to`, when that one has taken over what is in memory; or, where there is nobody, by
     /// leaving it out of its grants. Its owner was told so with the grant that answers request `asked` (`None`: it has not
-    /// asked since).
-    Moving { by: Incarnation, since: Epoch, after: After, to: Option<Incarnation>, asked: Option<u64> },
+    /// asked since). Before that it believed that it was to give it to `before`.
+    Moving {
+        by: Incarnation,
+        since: Epoch,
+        after: After,
+        to: Option<Incarnation>,
+        before: Option<Incarnation>,
+        asked: Option<u64>,
+    },
 }
 
 impl Seat {
@@ -308,12 +315,16 @@ impl Coordinator {
                 continue;
             }
             let after = After::Sealed(since);
+            let may_own =
+                |to: &Incarnation| self.owners.get(to).is_some_and(|owner| !owner.is_leaving && !owner.is_superseded);
             let to = match *seat {
+                // It has not heard yet that another is to have it: the one before has what was in memory.
+                Seat::Moving { to, before, asked, .. } if asked.is_none_or(|asked| renew.granted < asked) => {
+                    before.filter(may_own).or(to)
+                }
                 Seat::Moving { to, .. } => to,
                 Seat::Owned { .. } | Seat::Free { .. } => None,
             };
-            let may_own =
-                |to: &Incarnation| self.owners.get(to).is_some_and(|owner| !owner.is_leaving && !owner.is_superseded);
             *seat = match to.filter(may_own) {
                 Some(by) => {
                     self.wakes.insert(by);
@@ -402,7 +413,7 @@ impl Coordinator {
             let (seat, to) = (&mut self.seats[shard.index()], Some(targets[target].0));
             if let Seat::Owned { by, since, after } = *seat {
                 self.wakes.insert(by);
-                *seat = Seat::Moving { by, since, after, to, asked: None };
+                *seat = Seat::Moving { by, since, after, to, before: None, asked: None };
             }
         }
     }
@@ -436,13 +447,13 @@ impl Coordinator {
                 }
                 (Seat::Owned { by, since, after }, to) if to != Some(by) => {
                     self.wakes.insert(by);
-                    Seat::Moving { by, since, after, to, asked: None }
+                    Seat::Moving { by, since, after, to, before: None, asked: None }
                 }
                 (Seat::Moving { by, since, after, .. }, Some(wanted)) if wanted == by => {
                     Seat::Owned { by, since, after }
                 }
                 (Seat::Moving { by, since, after, to, .. }, wanted) if wanted != to => {
-                    Seat::Moving { by, since, after, to: wanted, asked: None }
+                    Seat::Moving { by, since, after, to: wanted, before: to, asked: None }
                 }
                 (seat, _) => seat,
             };
@@ -478,7 +489,7 @@ impl Coordinator {
                 Seat::Owned { by, since, after } if *by == incarnation => {
                     shards.push(Tenure { shard, since: *since, after: *after });
                 }
-                Seat::Moving { by, since, after, to, asked } if *by == incarnation => {
+                Seat::Moving { by, since, after, to, asked, .. } if *by == incarnation => {
                     if asked.is_none() {
                         *asked = Some(request);
                         self.wakes.extend(*to);

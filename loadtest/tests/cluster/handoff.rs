@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use loadtest::cluster::{Role, Signal};
 
-use super::faults::{Ends, settled};
+use super::faults::settled;
 use super::*;
 
 /// What clients have seen: how long each read took, and what went wrong.

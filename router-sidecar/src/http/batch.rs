@@ -1,6 +1,7 @@
 //! `POST /{region}`: many values in one request, asked of their owners at the same time.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use actix_web::{HttpResponse, web};
 use base64::Engine;
@@ -15,7 +16,7 @@ use tokio::time::timeout;
 
 use super::HttpState;
 use super::error::Problem;
-use crate::forward::Question;
+use crate::map_watch::View;
 
 /// Keys of one request that are asked for at a time.
 const IN_FLIGHT_MAX: usize = 256;
@@ -80,7 +81,7 @@ pub(super) async fn body(payload: web::Payload, state: &HttpState) -> Result<Byt
 pub(super) async fn post(
     payload: web::Payload,
     state: &HttpState,
-    region: &RegionInfo,
+    (view, region): (&Arc<View>, &RegionInfo),
 ) -> Result<HttpResponse, Problem> {
     let body = body(payload, state).await?;
     let Wanted { keys } = serde_json::from_slice(&body)
@@ -90,7 +91,7 @@ pub(super) async fn post(
     }
     let is_json = region.content_type.split(';').next().is_some_and(|media| media.trim() == "application/json");
     let room = Cell::new(state.batch_bytes_max);
-    let asked = keys.iter().map(|key| one(state, region, is_json, key, &room));
+    let asked = keys.iter().map(|key| one(state, (view, region), is_json, key, &room));
     let results = stream::iter(asked).buffered(IN_FLIGHT_MAX).collect().await;
     Ok(HttpResponse::Ok().insert_header(("cache-control", "no-store")).json(Results { results }))
 }
@@ -98,7 +99,7 @@ pub(super) async fn post(
 /// Asks for one key. `room`: bytes of values for which this answer still has room.
 async fn one<'a>(
     state: &HttpState,
-    region: &RegionInfo,
+    (view, region): (&Arc<View>, &RegionInfo),
     is_json: bool,
     key: &'a str,
     room: &Cell<usize>,
@@ -115,7 +116,7 @@ async fn one<'a>(
     if room.get() == 0 {
         return no_room();
     }
-    let answer = state.forwarder.ask(Question::Get, &region.name, Bytes::copy_from_slice(key.as_bytes())).await;
+    let answer = state.forwarder.get(view, &region.name, Bytes::copy_from_slice(key.as_bytes())).await;
     match answer {
         Ok(AnswerBody::Value { value, .. }) if value.len() > room.get() => {
             room.set(0);

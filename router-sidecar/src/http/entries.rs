@@ -1,6 +1,7 @@
 //! `GET` and `HEAD /{region}/{key}`.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use actix_web::body::BoxBody;
 use actix_web::dev::RequestHead;
@@ -12,7 +13,7 @@ use sharding::wire::{AnswerBody, Entry, Etag, Served};
 
 use super::HttpState;
 use super::error::Problem;
-use crate::forward::{ForwardError, Question};
+use crate::forward::ForwardError;
 use crate::map_watch::{Head, View};
 
 /// RFC 9211.
@@ -23,10 +24,10 @@ const CACHE_NAME: &str = "distributed-cache";
 pub(super) async fn get(
     request: &HttpRequest,
     state: &HttpState,
-    (view, region): (&View, usize),
+    (view, region): (&Arc<View>, usize),
     key: Bytes,
 ) -> Result<HttpResponse, Problem> {
-    let answer = state.forwarder.ask(Question::Get, &view.regions[region].name, key).await;
+    let answer = state.forwarder.get(view, &view.regions[region].name, key).await;
     answered(request.head(), state, &view.heads[region], answer)
 }
 

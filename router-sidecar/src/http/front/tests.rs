@@ -103,7 +103,7 @@ fn request() -> Request {
 /// Reads the same key so often.
 async fn hits(state: &Rc<HttpState>, n: u32) {
     for _ in 0..n {
-        let read = Read::begin(request(), state).ok().expect("a simple read");
+        let Ok(read) = Read::begin(request(), state) else { panic!("a simple read") };
         let response = Answering { read: Some(read), other: None }.await.expect("an answer");
         assert_eq!((response.status().as_u16(), response.body().size()), (200, BodySize::Sized(1024)));
     }
@@ -117,7 +117,7 @@ async fn a_plain_read_goes_the_short_way_as_soon_as_there_is_a_connection() {
     let view = state.forwarder.watch.view().expect("a view");
     let name = &view.regions[0].name;
     state.forwarder.ask(crate::forward::Question::Get, name, key).await.expect("a value");
-    let read = Read::begin(request, &state).ok().expect("a simple read");
+    let Ok(read) = Read::begin(request, &state) else { panic!("a simple read") };
     let response = Answering { read: Some(read), other: None }.await.expect("an answer");
     let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     assert_eq!(header(&CONTENT_TYPE).as_deref(), Some("text/plain"));
