@@ -234,7 +234,7 @@ impl Shard {
             return None;
         }
         let is_true = |entry: &&Entry| {
-            entry.lifetime.age(now) == Age::Fresh && self.node.regions[region].trust.holds(entry.lifetime.trusted_at)
+            entry.lifetime.age(now) == Age::Fresh && self.node.regions[region].trust.holds(entry.lifetime.trusted_at())
         };
         let entry = self.entries[region].get(key, now).filter(is_true)?;
         self.n_requests.update(|n| n + 1);
@@ -269,7 +269,7 @@ impl Shard {
     fn serve(&mut self, key: &FlightKey, waiter: Waiter, now: Instant) -> Option<Waiter> {
         let region = &self.node.regions[key.0];
         let entry = self.entries[key.0].get(&key.1, now);
-        let Some(entry) = entry.filter(|entry| region.trust.holds(entry.lifetime.trusted_at)) else {
+        let Some(entry) = entry.filter(|entry| region.trust.holds(entry.lifetime.trusted_at())) else {
             return Some(waiter);
         };
         let is_fresh = entry.lifetime.age(now) == Age::Fresh;
@@ -296,7 +296,7 @@ impl Shard {
     /// Why a key that cannot be served from memory has to be loaded.
     fn reason(&mut self, region: usize, key: &[u8], now: Instant) -> LoadReason {
         match self.entries[region].peek(key) {
-            Some(entry) if !self.node.regions[region].trust.holds(entry.lifetime.trusted_at) => {
+            Some(entry) if !self.node.regions[region].trust.holds(entry.lifetime.trusted_at()) => {
                 return LoadReason::Invalidated;
             }
             Some(Entry { content: None, .. }) => return LoadReason::Absent,
@@ -419,7 +419,7 @@ impl Shard {
                 // for, and answers who waited; but it is not kept.
                 let owns = self.owns() && !self.is_sealed() && may_be_kept && region.trust.holds(loaded.sent);
                 self.note_change(flight.0, &flight.1);
-                let kept = owns && self.entries[flight.0].insert(Box::from(&flight.1[..]), entry.clone()).is_ok();
+                let kept = owns && self.entries[flight.0].insert(Box::from(&flight.1[..]), entry.apart()).is_ok();
                 if owns && !kept {
                     metrics.not_kept.inc();
                 }
@@ -492,7 +492,7 @@ pub(crate) async fn watched<T>(what: impl Future<Output = T>, mut look_at: Insta
 /// How an answer was come by, as the router is told.
 pub(crate) fn how(entry: &Entry, served: Served, kept: bool, now: Instant) -> WireEntry {
     let lifetime = &entry.lifetime;
-    WireEntry { served, kept, age: now.saturating_duration_since(lifetime.sent), ttl_ms: lifetime.ttl_ms(now) }
+    WireEntry { served, kept, age: lifetime.since_sent(now), ttl_ms: lifetime.ttl_ms(now) }
 }
 
 pub(crate) fn answer(entry: &Entry, served: Served, kept: bool, now: Instant) -> AnswerBody {

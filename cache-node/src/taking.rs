@@ -268,7 +268,7 @@ impl Taking {
                 continue;
             }
             let bytes = (handed.key.len() + handed.value.as_ref().map_or(0, bytes::Bytes::len)) as u64;
-            if incoming.entries[region].take_over(Box::from(&key.1[..]), entry(handed, asked_at)) {
+            if incoming.entries[region].take_over(Box::from(&key.1[..]), entry(handed, asked_at).apart()) {
                 n_kept += 1;
                 incoming.page.entries += 1;
                 incoming.page.bytes += bytes;
@@ -281,12 +281,7 @@ impl Taking {
 
 /// An entry of another node: it is at least as old as is said, and grew older on its way since it was asked for.
 fn entry(handed: Handed, asked_at: Instant) -> Entry {
-    let lifetime = Lifetime {
-        sent: asked_at.checked_sub(handed.age).unwrap_or(asked_at),
-        stale_from: asked_at + handed.fresh_for,
-        gone_from: asked_at + handed.served_for,
-        trusted_at: asked_at,
-    };
+    let lifetime = Lifetime::of_handed(asked_at, handed.age, handed.fresh_for, handed.served_for);
     let content = handed.value.map(|value| (Etag::of(&value), value)).map(|(etag, value)| (value, etag));
     Entry { content, reason: LoadReason::Moved, lifetime }
 }

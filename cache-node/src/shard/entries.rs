@@ -34,6 +34,21 @@ pub(crate) struct Entry {
     pub(crate) lifetime: Lifetime,
 }
 
+impl Entry {
+    /// The same, whose value is nobody else's: a handle that was shared once costs more, and may hold a piece of memory that is
+    /// larger than the value.
+    pub(crate) fn apart(&self) -> Self {
+        let content = self.content.as_ref().map(|(value, etag)| match value.len() {
+            ..=VALUE_BYTES_COPIED => (Bytes::copy_from_slice(value), *etag),
+            _ => (value.clone(), *etag),
+        });
+        Self { content, ..*self }
+    }
+}
+
+/// A larger value is not copied.
+const VALUE_BYTES_COPIED: usize = 64 * 1024;
+
 #[derive(Clone)]
 struct ByBytes;
 

@@ -47,7 +47,7 @@ impl EntryPage {
             loaded: entry.reason.label(),
             value_bytes: entry.content.as_ref().map_or(0, |(value, _)| value.len()),
             etag: entry.content.as_ref().map(|(_, etag)| etag.to_string()),
-            age_ms: now.saturating_duration_since(entry.lifetime.sent).as_millis(),
+            age_ms: entry.lifetime.since_sent(now).as_millis(),
             ttl_ms: entry.lifetime.ttl_ms(now),
         }
     }

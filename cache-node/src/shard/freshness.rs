@@ -1,5 +1,6 @@
 //! How long an entry may be served.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 /// Largest part of a time to live that chance takes away, so that entries loaded together do not expire together.
@@ -19,14 +20,33 @@ pub struct Freshness {
     pub absent_ttl: Duration,
 }
 
-/// Until when one entry is what.
+/// Until when one entry is what. There is one for each entry, so it is kept small: times to the millisecond, rounded to what
+/// makes an entry older, and up to 49 days.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lifetime {
-    pub(crate) sent: Instant,
-    /// When it was known to be true last: by a load, or by the owner before.
-    pub(crate) trusted_at: Instant,
-    pub(crate) stale_from: Instant,
-    pub(crate) gone_from: Instant,
+    /// When the load was sent that brought it, in nanoseconds since [`START`]; another node may have sent it before that.
+    sent: i64,
+    /// All others count in milliseconds from then. When it was known to be true last: by a load, or by the owner before.
+    trusted: u32,
+    stale: u32,
+    gone: u32,
+}
+
+/// What times count from.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+const NANOS_PER_MILLI: i64 = 1_000_000;
+
+fn nanos(at: Instant) -> i64 {
+    let start = *START;
+    match at.checked_duration_since(start) {
+        Some(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
+        None => i64::try_from((start - at).as_nanos()).map_or(i64::MIN, |before| -before),
+    }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// What an entry is at a moment.
@@ -40,39 +60,71 @@ pub(crate) enum Age {
 impl Freshness {
     /// The lifetime of what a load sent at `sent` brought. `chance` is in `[0, 1)`; jitter only shortens.
     pub(crate) fn lifetime(&self, sent: Instant, is_absent: bool, chance: f64) -> Lifetime {
-        let shortened = |duration: Duration| sent + duration.mul_f64(1.0 - JITTER * chance);
+        let shortened = |duration: Duration| millis(duration.mul_f64(1.0 - JITTER * chance));
+        let sent = nanos(sent);
         if is_absent {
-            let gone_from = shortened(self.absent_ttl);
-            return Lifetime { sent, trusted_at: sent, stale_from: gone_from, gone_from };
+            let gone = shortened(self.absent_ttl);
+            return Lifetime { sent, trusted: 0, stale: gone, gone };
         }
-        Lifetime { sent, trusted_at: sent, stale_from: shortened(self.ttl), gone_from: shortened(self.max_stale) }
+        Lifetime { sent, trusted: 0, stale: shortened(self.ttl), gone: shortened(self.max_stale) }
     }
 }
 
 impl Lifetime {
+    /// Of what another node had in memory at some moment, which was not before `asked_at`: its age then, and how long it was
+    /// to be fresh and to be served.
+    pub(crate) fn of_handed(asked_at: Instant, age: Duration, fresh_for: Duration, served_for: Duration) -> Self {
+        let old = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
+        let sent = nanos(asked_at).saturating_sub(old);
+        Self { sent, trusted: millis(age), stale: millis(age + fresh_for), gone: millis(age + served_for) }
+    }
+
     pub(crate) fn age(&self, now: Instant) -> Age {
-        if now < self.stale_from {
+        let old = self.old(now);
+        if old < i64::from(self.stale) * NANOS_PER_MILLI {
             Age::Fresh
-        } else if now < self.gone_from {
+        } else if old < i64::from(self.gone) * NANOS_PER_MILLI {
             Age::Stale
         } else {
             Age::Gone
         }
     }
 
+    /// Nanoseconds since it was sent.
+    fn old(&self, now: Instant) -> i64 {
+        nanos(now).saturating_sub(self.sent)
+    }
+
+    /// Time since the load was sent that brought it.
+    pub(crate) fn since_sent(&self, now: Instant) -> Duration {
+        Duration::from_nanos(u64::try_from(self.old(now)).unwrap_or(0))
+    }
+
+    /// When it was known to be true last.
+    pub(crate) fn trusted_at(&self) -> Instant {
+        let after = self.sent + i64::from(self.trusted) * NANOS_PER_MILLI;
+        *START + Duration::from_nanos(u64::try_from(after).unwrap_or(0))
+    }
+
+    /// For how long it is fresh, from `now` on.
+    pub(crate) fn fresh_for(&self, now: Instant) -> Duration {
+        Duration::from_millis(self.stale.into()).saturating_sub(self.since_sent(now))
+    }
+
+    /// For how long it is served, from `now` on.
+    pub(crate) fn served_for(&self, now: Instant) -> Duration {
+        Duration::from_millis(self.gone.into()).saturating_sub(self.since_sent(now))
+    }
+
     /// Whether it will be stale soon. What is absent never is.
     pub(crate) fn is_ending(&self, now: Instant) -> bool {
-        let fresh = self.stale_from.saturating_duration_since(self.sent);
-        self.stale_from < self.gone_from && self.stale_from.saturating_duration_since(now) < fresh / ENDING_PART
+        let left = i64::from(self.stale) * NANOS_PER_MILLI - self.old(now);
+        self.stale < self.gone && left < i64::from(self.stale / ENDING_PART) * NANOS_PER_MILLI
     }
 
     /// Milliseconds until it is stale; negative afterwards.
     pub(crate) fn ttl_ms(&self, now: Instant) -> i64 {
-        let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
-        match self.stale_from.checked_duration_since(now) {
-            Some(left) => millis(left),
-            None => -millis(now - self.stale_from),
-        }
+        (i64::from(self.stale) * NANOS_PER_MILLI - self.old(now)) / NANOS_PER_MILLI
     }
 }
 
@@ -107,8 +159,20 @@ mod tests {
         let sent = Instant::now();
         for chance in [0.0, 0.25, 0.5, 0.999] {
             let lifetime = TIMES.lifetime(sent, false, chance);
-            assert!(lifetime.stale_from <= sent + TIMES.ttl && lifetime.gone_from <= sent + TIMES.max_stale);
-            assert!(lifetime.stale_from >= sent + TIMES.ttl.mul_f64(0.9));
+            assert!(lifetime.fresh_for(sent) <= TIMES.ttl && lifetime.served_for(sent) <= TIMES.max_stale);
+            assert!(lifetime.fresh_for(sent) >= TIMES.ttl.mul_f64(0.9));
         }
+    }
+
+    #[test]
+    fn what_was_handed_over_is_as_old_as_it_was_and_may_be_older_than_the_process() {
+        let (hour, asked_at) = (3600 * SECOND, Instant::now());
+        let lifetime = Lifetime::of_handed(asked_at, hour, SECOND, 2 * SECOND);
+        assert_eq!((lifetime.since_sent(asked_at), lifetime.fresh_for(asked_at)), (hour, SECOND));
+        assert_eq!((lifetime.served_for(asked_at + SECOND), lifetime.trusted_at()), (SECOND, asked_at));
+        assert_eq!(lifetime.age(asked_at + SECOND), Age::Stale);
+        assert_eq!(lifetime.age(asked_at + 2 * SECOND), Age::Gone);
+        let ages = Lifetime::of_handed(asked_at, Duration::MAX / 4, hour, hour);
+        assert_eq!(ages.age(asked_at), Age::Gone, "what cannot be counted is not served");
     }
 }

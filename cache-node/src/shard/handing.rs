@@ -131,7 +131,7 @@ impl Shard {
         let region = &self.node.regions[key.0];
         let entry = self.entries[key.0].peek(&key.1)?;
         let lifetime = &entry.lifetime;
-        let is_true = self.keys.may_serve(key) && region.trust.holds(lifetime.trusted_at) && region.trust.is_heard();
+        let is_true = self.keys.may_serve(key) && region.trust.holds(lifetime.trusted_at()) && region.trust.is_heard();
         if !is_true || lifetime.age(now) == Age::Gone {
             return None;
         }
@@ -139,9 +139,9 @@ impl Shard {
             region: Bytes::copy_from_slice(region.name.as_str().as_bytes()),
             key: key.1.clone(),
             value: entry.content.as_ref().map(|(value, _)| value.clone()),
-            age: now.saturating_duration_since(lifetime.sent),
-            fresh_for: lifetime.stale_from.saturating_duration_since(now),
-            served_for: lifetime.gone_from.saturating_duration_since(now),
+            age: lifetime.since_sent(now),
+            fresh_for: lifetime.fresh_for(now),
+            served_for: lifetime.served_for(now),
         })
     }
 
