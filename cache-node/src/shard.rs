@@ -419,7 +419,8 @@ impl Shard {
                 // for, and answers who waited; but it is not kept.
                 let owns = self.owns() && !self.is_sealed() && may_be_kept && region.trust.holds(loaded.sent);
                 self.note_change(flight.0, &flight.1);
-                let kept = owns && self.entries[flight.0].insert(Box::from(&flight.1[..]), entry.apart()).is_ok();
+                let told = entry.apart();
+                let kept = owns && self.entries[flight.0].insert(Box::from(&flight.1[..]), entry).is_ok();
                 if owns && !kept {
                     metrics.not_kept.inc();
                 }
@@ -429,7 +430,7 @@ impl Shard {
                         _ => (Served::Joined, &metrics.joined),
                     };
                     counter.inc();
-                    reply.send(answer(&entry, served, kept, now));
+                    reply.send(answer(&told, served, kept, now));
                 }
             }
             Err(error) => {

@@ -163,7 +163,7 @@ impl Shard {
         };
         let lifetime = region.freshness.lifetime(sent, content.is_none(), fastrand::f64());
         let is_served = content.as_ref().is_none_or(|value| value.len() <= VALUE_BYTES_MAX);
-        let content = content.map(|value| (value.clone(), Etag::of(&value)));
+        let content = content.map(|value| (Etag::of(&value), value)).map(|(etag, value)| (value, etag));
         let etag = content.as_ref().map(|(_, etag)| *etag);
         let entry = Entry { content, reason: LoadReason::Write, lifetime };
         let keeps = self.keys.handle_written(&key, write, Outcome::Known, next_n);
@@ -173,7 +173,7 @@ impl Shard {
             && is_served
             && self.owns()
             && region.trust.holds(sent)
-            && self.entries[key.0].insert(Box::from(&key.1[..]), entry.apart()).is_ok();
+            && self.entries[key.0].insert(Box::from(&key.1[..]), entry).is_ok();
         if !is_kept {
             self.entries[key.0].remove(&key.1);
         }

@@ -1,25 +1,30 @@
 //! `POST /{region}`: many values in one request, asked of their owners at the same time.
 
-use std::cell::Cell;
+use std::future::poll_fn;
 use std::sync::Arc;
 
+use actix_web::http::header::CACHE_CONTROL;
 use actix_web::{HttpResponse, web};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt};
-use serde::{Deserialize, Serialize};
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use sharding::id::KEY_BYTES_MAX;
 use sharding::wire::{AnswerBody, RegionInfo};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::HttpState;
 use super::error::Problem;
+use crate::forward::{Begun, ForwardError, Question};
 use crate::map_watch::View;
 
 /// Keys of one request that are asked for at a time.
 const IN_FLIGHT_MAX: usize = 256;
+/// What a result takes beside its value, about.
+const RESULT_BYTES: usize = 128;
+const JSON: &str = "application/json";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -50,22 +55,29 @@ struct OneResult<'a> {
 }
 
 /// A value inside JSON: as it is where it is JSON, as a text where it is one, else as base64.
+struct Value {
+    bytes: Bytes,
+    is_json: bool,
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Value {
+enum Written<'a> {
     #[serde(rename = "value")]
-    Json(Box<RawValue>),
-    Text(String),
+    Json(&'a RawValue),
+    Text(&'a str),
     Base64(String),
 }
 
-impl Value {
-    fn of(value: &[u8], is_json: bool) -> Self {
-        let Ok(text) = std::str::from_utf8(value) else { return Self::Base64(BASE64.encode(value)) };
-        if is_json && let Ok(json) = RawValue::from_string(text.to_owned()) {
-            return Self::Json(json);
+impl Serialize for Value {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Ok(text) = std::str::from_utf8(&self.bytes) else {
+            return Written::Base64(BASE64.encode(&self.bytes)).serialize(serializer);
+        };
+        match self.is_json.then(|| serde_json::from_str(text)) {
+            Some(Ok(json)) => Written::Json(json).serialize(serializer),
+            _ => Written::Text(text).serialize(serializer),
         }
-        Self::Text(text.to_owned())
     }
 }
 
@@ -90,49 +102,105 @@ pub(super) async fn post(
         return Err(Problem::too_many_keys(keys.len(), state.batch_keys_max));
     }
     let is_json = region.content_type.split(';').next().is_some_and(|media| media.trim() == "application/json");
-    let room = Cell::new(state.batch_bytes_max);
-    let asked = keys.iter().map(|key| one(state, (view, region), is_json, key, &room));
-    let results = stream::iter(asked).buffered(IN_FLIGHT_MAX).collect().await;
-    Ok(HttpResponse::Ok().insert_header(("cache-control", "no-store")).json(Results { results }))
+    let answers = ask_all(state, (view, region), &keys).await;
+    let mut room = state.batch_bytes_max;
+    let mut results = Vec::with_capacity(keys.len());
+    for (key, answer) in keys.iter().zip(answers) {
+        results.push(one(key, answer, is_json, (&mut room, state.batch_bytes_max)));
+    }
+    let mut body = Vec::with_capacity(state.batch_bytes_max - room + keys.len() * RESULT_BYTES);
+    serde_json::to_writer(&mut body, &Results { results }).map_err(|error| Problem::internal(&error.to_string()))?;
+    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).content_type(JSON).body(body))
 }
 
-/// Asks for one key. `room`: bytes of values for which this answer still has room.
-async fn one<'a>(
+type KeyAnswer = Result<AnswerBody, ForwardError>;
+
+/// Asks for all keys, some at a time. Gives the answers in their order; `None` for what is no key.
+///
+/// Most go the short way: all questions leave before the first answer is awaited. What is left goes the long way.
+async fn ask_all(
     state: &HttpState,
     (view, region): (&Arc<View>, &RegionInfo),
-    is_json: bool,
+    keys: &[String],
+) -> Vec<Option<KeyAnswer>> {
+    let (forwarder, mut bytes) = (&state.forwarder, 0);
+    let mut answers: Vec<Option<KeyAnswer>> = Vec::with_capacity(keys.len());
+    for keys in keys.chunks(IN_FLIGHT_MAX) {
+        // What has no room in the answer is not asked for.
+        let is_full = bytes >= state.batch_bytes_max;
+        let is_key = |key: &String| !is_full && (1..=KEY_BYTES_MAX).contains(&key.len());
+        let now = Instant::now();
+        let begin =
+            |key: &String| is_key(key).then(|| forwarder.begin(view, &region.name, key.as_bytes(), now)).flatten();
+        let mut long = Vec::new();
+        let begun: Vec<Option<Begun>> = keys.iter().map(begin).collect();
+        for (key, begun) in keys.iter().zip(begun) {
+            let at = answers.len();
+            answers.push(None);
+            let Some(mut begun) = begun else {
+                if is_key(key) {
+                    long.push((at, Bytes::copy_from_slice(key.as_bytes()), None));
+                }
+                continue;
+            };
+            match poll_fn(|cx| begun.poll_answer(cx)).await {
+                Some(answer) => answers[at] = Some(Ok(answer)),
+                None => long.push((at, Bytes::copy_from_slice(key.as_bytes()), Some(begun))),
+            }
+        }
+        let ask = |(at, key, begun): (usize, Bytes, Option<Begun>)| async move {
+            let answer = match begun {
+                Some(begun) => forwarder.go_on(begun, &region.name, key).await,
+                None => forwarder.ask(Question::Get, &region.name, key).await,
+            };
+            (at, answer)
+        };
+        for (at, answer) in join_all(long.into_iter().map(ask)).await {
+            answers[at] = Some(answer);
+        }
+        let value_bytes = |answer: &Option<KeyAnswer>| match answer {
+            Some(Ok(AnswerBody::Value { value, .. })) => value.len(),
+            _ => 0,
+        };
+        bytes += answers[answers.len() - keys.len()..].iter().map(value_bytes).sum::<usize>();
+    }
+    answers
+}
+
+/// What became of one key. `room`: bytes of values for which there is room in this answer, still and in all.
+fn one<'a>(
     key: &'a str,
-    room: &Cell<usize>,
+    answer: Option<KeyAnswer>,
+    is_json: bool,
+    (room, bytes_max): (&mut usize, usize),
 ) -> OneResult<'a> {
     let plain = || OneResult { key, status: 200, etag: None, age: None, value: None, detail: None };
     if key.is_empty() || key.len() > KEY_BYTES_MAX {
         let detail = Some(format!("a key has 1 to {KEY_BYTES_MAX} bytes, this one has {}", key.len()));
         return OneResult { status: if key.is_empty() { 400 } else { 414 }, detail, ..plain() };
     }
-    let no_room = || {
-        let detail = format!("the values before have {} bytes already; ask for this one again", state.batch_bytes_max);
-        OneResult { status: 413, detail: Some(detail), ..plain() }
+    let has_no_room = match &answer {
+        None => true,
+        Some(Ok(AnswerBody::Value { value, .. })) => *room < value.len() || *room == 0,
+        Some(_) => *room == 0,
     };
-    if room.get() == 0 {
-        return no_room();
-    }
-    let answer = state.forwarder.get(view, &region.name, Bytes::copy_from_slice(key.as_bytes())).await;
     match answer {
-        Ok(AnswerBody::Value { value, .. }) if value.len() > room.get() => {
-            room.set(0);
-            no_room()
+        _ if has_no_room => {
+            *room = 0;
+            let detail = format!("the values before have {bytes_max} bytes already; ask for this one again");
+            OneResult { status: 413, detail: Some(detail), ..plain() }
         }
-        Ok(AnswerBody::Value { entry, etag, value }) => {
-            room.set(room.get() - value.len());
+        Some(Ok(AnswerBody::Value { entry, etag, value })) => {
+            *room -= value.len();
             let (etag, age) = (Some(etag.to_string()), Some(entry.age.as_secs()));
-            OneResult { etag, age, value: Some(Value::of(&value, is_json)), ..plain() }
+            OneResult { etag, age, value: Some(Value { bytes: value, is_json }), ..plain() }
         }
-        Ok(AnswerBody::Absent(_)) => OneResult { status: 404, ..plain() },
-        Ok(_) => OneResult { status: 500, detail: Some("the owner answers something else".to_owned()), ..plain() },
-        Err(error) => {
+        Some(Ok(AnswerBody::Absent(_))) => OneResult { status: 404, ..plain() },
+        Some(Err(error)) => {
             let problem = Problem::from(error);
             OneResult { status: problem.status.as_u16(), detail: Some(problem.detail), ..plain() }
         }
+        _ => OneResult { status: 500, detail: Some("the owner answers something else".to_owned()), ..plain() },
     }
 }
 
@@ -146,7 +214,7 @@ mod tests {
             status: 200,
             etag: None,
             age: Some(1),
-            value: Some(Value::of(value, is_json)),
+            value: Some(Value { bytes: Bytes::copy_from_slice(value), is_json }),
             detail: None,
         };
         serde_json::to_string(&result).expect("JSON")
