@@ -276,7 +276,11 @@ async fn read(
         }
         // Twice the bound: "overloaded" is an answer too, and a router that reads none of them must stop somewhere.
         outbox.room(2 * lane.node.in_flight_max).await;
+        if *stage.borrow() == Stage::Draining {
+            return End::Drained;
+        }
         let read = tokio::select! {
+            // There is always something to be read while there is load.
             biased;
             read = from.read_buf(reader.space()) => read,
             _ = stage.wait_for(|stage| *stage == Stage::Draining) => return End::Drained,

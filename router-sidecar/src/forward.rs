@@ -143,7 +143,9 @@ impl Forwarder {
     /// Sends a read to its owner, if there is nothing to be waited for before.
     pub(crate) fn begin(&self, view: &Arc<View>, region: &RegionName, key: &[u8], now: Instant) -> Option<Begun> {
         let shard = shard_of(region, key, view.map.n_shards());
-        let begin = self.upstream.begin(&view.map.owner_of(shard)?.data, shard, PATIENCE)?;
+        // Nothing else looks at the time until then.
+        let patience = PATIENCE.min(self.request_timeout / 2);
+        let begin = self.upstream.begin(&view.map.owner_of(shard)?.data, shard, patience)?;
         let (deadline, region) = (self.request_timeout, region.as_str().as_bytes());
         let ask = AskRef { deadline, epoch: view.map.epoch(), shard, region, key };
         let asking = begin.ask(|id, out| GetRef { id, ask }.encode(out));

@@ -303,10 +303,11 @@ impl Upstream {
     ) -> Result<AnswerBody, UpstreamError> {
         let Asking { mut asked, link, was_asked, is_late, patience } = asking;
         if !is_late {
-            match (&mut asked).await {
-                Came::Answer(answer) => return Ok(answer),
-                Came::Lost => return Err(link.lost(was_asked)),
-                Came::Late => {}
+            match timeout_at(deadline, &mut asked).await {
+                Ok(Came::Answer(answer)) => return Ok(answer),
+                Ok(Came::Lost) => return Err(link.lost(was_asked)),
+                Ok(Came::Late) => {}
+                Err(_) => return Err(link.passed(was_asked)),
             }
         }
         // It waits for its database, or it stands still or is cut off.
