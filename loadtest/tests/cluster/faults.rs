@@ -291,7 +291,7 @@ fn answer(stream: &mut TcpStream) -> AnswerBody {
 }
 
 /// Whether every thread of a process is stopped (proc_pid_stat(5): the state follows the name in parentheses).
-fn stands_still(pid: i32) -> bool {
+pub(super) fn stands_still(pid: i32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
     threads.flatten().all(|thread| {
         let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();

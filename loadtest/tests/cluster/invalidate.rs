@@ -1,6 +1,7 @@
 use loadtest::cluster::{Role, Signal};
 use serde_json::{Value, json};
 
+use super::faults::stands_still;
 use super::*;
 
 fn invalidate(it: &Running, pod: usize, wanted: &Value) -> (u16, Value) {
@@ -57,6 +58,7 @@ fn what_nobody_could_acknowledge_is_said() {
     let router = (victim + 1) % 3;
     assert_eq!(it.get(router, "/things/a").status(), 200);
     assert!(it.cluster.signal(Role::Node, victim, Signal::SIGSTOP));
+    eventually("all of it stands still", || stands_still(it.cluster.pid(Role::Node, victim).expect("it runs")));
     let (status, page) = invalidate(&it, router, &json!({"keys": ["a"]}));
     assert_eq!((status, &page["is_complete"]), (503, &false.into()), "{page}");
     assert_eq!(

@@ -1,5 +1,6 @@
 use loadtest::cluster::{Role, Signal};
 
+use super::faults::stands_still;
 use super::*;
 
 fn things(n: usize) -> String {
@@ -170,6 +171,8 @@ fn a_stopped_node_loses_its_shards_and_serves_nothing_of_them_when_it_goes_on() 
     let path = format!("/things/{key}");
     assert_eq!(it.get(0, &path).status(), 200);
     assert!(it.cluster.signal(Role::Node, 1, Signal::SIGSTOP));
+    // The signal is sent: its threads stop when they hear of it.
+    eventually("all of it stands still", || stands_still(it.cluster.pid(Role::Node, 1).expect("it runs")));
     let answer = it.get(0, &path);
     assert_eq!(answer.status(), 200, "the next owner answers: {:?}", answer.text());
     eventually("another owner keeps it", || header(&it.get(0, &path), "cache-status").contains("; hit"));
