@@ -308,17 +308,12 @@ fn take_in(
             outbox.wake();
             break Ok(false);
         }
-        match reader.peek() {
-            Ok(Some(frame)) => {
-                if let Some(get) = GetRef::of(frame)
-                    && lane.hit(moment, &get, &mut leaving.bytes.borrow_mut())
-                {
-                    reader.skip();
-                    continue;
-                }
-            }
-            Ok(None) => break Ok(true),
-            Err(error) => break Err(error),
+        if let Ok(Some(frame)) = reader.peek()
+            && let Some(get) = GetRef::of(frame)
+            && lane.hit(moment, &get, &mut leaving.bytes.borrow_mut())
+        {
+            reader.skip();
+            continue;
         }
         let frame = match reader.next_frame() {
             Ok(Some(frame)) => frame,

@@ -30,8 +30,8 @@ use crate::taking::{Beginning, Taking, Wish};
 
 /// Every shard is swept once in this time.
 const SWEEP_PERIOD: Duration = Duration::from_secs(30);
-/// A larger value is not copied to those that leave with it.
-const VALUE_BYTES_COPIED: usize = 256 * 1024;
+/// A larger value is not copied to those that leave with it: it goes by the actor, as a handle.
+const HIT_BYTES_MAX: usize = 256 * 1024;
 /// Pause between two parts of a sweep.
 const SWEEP_PAUSE: Duration = Duration::from_millis(100);
 
@@ -96,7 +96,7 @@ impl Lane {
         let Some(shard) = &*shard else { return false };
         let Some(entry) = shard.hit(region, ask.key, now) else { return false };
         let Some((value, etag)) = &entry.content else { return false };
-        if value.len() > VALUE_BYTES_COPIED {
+        if value.len() > HIT_BYTES_MAX {
             return false;
         }
         Answer::encode_value(get.id, &how(entry, wire::Served::Hit, true, now), *etag, value, out);

@@ -86,6 +86,11 @@ impl Begun {
         &self.view
     }
 
+    /// As [`Begun::poll_answer`].
+    pub(crate) async fn answer(&mut self) -> Option<AnswerBody> {
+        poll_fn(|cx| self.poll_answer(cx)).await
+    }
+
     /// A value, or "absent". `None`: [`Forwarder::go_on`] says what there is instead.
     pub(crate) fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Option<AnswerBody>> {
         self.asking.poll_answer(cx).map(|answer| match answer {
@@ -159,23 +164,25 @@ impl Forwarder {
         region: &RegionName,
         key: Bytes,
     ) -> Result<AnswerBody, ForwardError> {
-        let Some(mut begun) = self.begin(view, region, &key, Instant::now()) else {
-            return self.ask(Question::Get, region, key).await;
-        };
-        match poll_fn(|cx| begun.poll_answer(cx)).await {
-            Some(answer) => Ok(answer),
-            None => self.go_on(begun, region, key).await,
+        let mut begun = self.begin(view, region, &key, Instant::now());
+        if let Some(begun) = &mut begun
+            && let Some(answer) = begun.answer().await
+        {
+            return Ok(answer);
         }
+        self.go_on(begun, region, key).await
     }
 
-    /// As [`Forwarder::ask`], with a first try that was begun.
+    /// As [`Forwarder::ask`], with a first try that was begun, if there was one.
     pub(crate) async fn go_on(
         &self,
-        begun: Begun,
+        begun: Option<Begun>,
         region: &RegionName,
         key: Bytes,
     ) -> Result<AnswerBody, ForwardError> {
-        let Begun { view, shard, deadline, asking, setback } = begun;
+        let Some(Begun { view, shard, deadline, asking, setback }) = begun else {
+            return self.ask(Question::Get, region, key).await;
+        };
         let wish = Wish { question: Question::Get, region, key, deadline, may_be_done: Cell::new(false) };
         let answer = match setback {
             Some(setback) => Ok(setback),

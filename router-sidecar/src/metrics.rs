@@ -30,10 +30,14 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
+/// Upper bounds of the buckets, in seconds; one more bucket is above all.
+fn bounds() -> Vec<f64> {
+    exponential_buckets(0.000_05, std::f64::consts::SQRT_2, REQUEST_BUCKETS).collect()
+}
+
 /// What one thread has counted of its requests. Nobody else takes the lock, but for whoever reads the metrics.
 #[derive(Debug)]
 pub(crate) struct Requests {
-    /// Upper bounds of the buckets, in seconds.
     bounds: Vec<f64>,
     counted: Mutex<Counted>,
 }
@@ -49,7 +53,7 @@ struct Counted {
 
 impl Requests {
     fn new() -> Self {
-        let bounds: Vec<f64> = exponential_buckets(0.000_05, std::f64::consts::SQRT_2, REQUEST_BUCKETS).collect();
+        let bounds = bounds();
         let counted = Counted { buckets: vec![0; bounds.len() + 1], ..Counted::default() };
         Self { bounds, counted: Mutex::new(counted) }
     }
@@ -85,7 +89,7 @@ impl AllRequests {
 impl Collector for AllRequests {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let mut by_status = BTreeMap::<RequestLabels, u64>::new();
-        let bounds = Requests::new().bounds;
+        let bounds = bounds();
         let (mut buckets, mut seconds) = (vec![0; bounds.len() + 1], 0.0);
         for requests in &*self.lock() {
             let counted = requests.lock();

@@ -1,13 +1,15 @@
 //! Foreign bytes: whatever comes in, decoding neither panics nor takes what encoding would not write.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use sharding::epoch::Epoch;
-use sharding::id::ShardId;
+use sharding::id::{KEY_BYTES_MAX, ShardId};
 use sharding::load::ShardLoad;
 use sharding::map::Member;
 use sharding::membership::{After, Incarnation, Renew, Tenure};
-use sharding::wire::{Control, FrameReader, FromNode, ToNode, WireError};
+use sharding::wire::{Ask, Control, FrameReader, FromNode, GetRef, Request, RequestBody, ToNode, WireError};
 
 /// Bytes that look like frames often enough to reach every field: a known kind, then small numbers and noise.
 fn nearly_frames() -> impl Strategy<Value = Vec<u8>> {
@@ -20,6 +22,24 @@ fn nearly_frames() -> impl Strategy<Value = Vec<u8>> {
         }
         body
     })
+}
+
+/// Reads of a key, some of them cut short or with a name or key that is too long or too short.
+fn nearly_gets() -> impl Strategy<Value = Vec<u8>> {
+    let bytes = |len| proptest::collection::vec(any::<u8>(), len);
+    (any::<u32>(), bytes(0..70), prop_oneof![bytes(0..3), bytes(KEY_BYTES_MAX - 1..KEY_BYTES_MAX + 2)], 0_usize..3)
+        .prop_map(|(id, region, key, cut)| {
+            let ask = Ask {
+                deadline: Duration::from_secs(1),
+                epoch: Epoch::default(),
+                shard: ShardId(7),
+                region: region.into(),
+                key: key.into(),
+            };
+            let mut out = BytesMut::new();
+            Request { id, body: RequestBody::Get(ask) }.encode(&mut out);
+            out[4..out.len() - cut].to_vec()
+        })
 }
 
 proptest! {
@@ -39,6 +59,17 @@ proptest! {
             Err(_) => return Ok(()),
         }
         prop_assert_eq!(out.freeze().slice(4..), frame);
+    }
+
+    #[test]
+    fn a_get_is_read_where_it_lies_exactly_when_it_is_decoded(frame in prop_oneof![nearly_frames(), nearly_gets()]) {
+        let mut out = BytesMut::new();
+        let get = GetRef::of(&frame);
+        get.iter().for_each(|get| get.encode(&mut out));
+        prop_assert!(get.is_none() || out[4..] == frame);
+        let decoded = ToNode::decode(Bytes::from(frame.clone()));
+        let is_get = matches!(decoded, Ok(ToNode::Request(Request { body: RequestBody::Get(_), .. })));
+        prop_assert_eq!(get.is_some(), is_get);
     }
 
     #[test]

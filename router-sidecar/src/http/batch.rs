@@ -1,6 +1,5 @@
 //! `POST /{region}`: many values in one request, asked of their owners at the same time.
 
-use std::future::poll_fn;
 use std::sync::Arc;
 
 use actix_web::http::header::CACHE_CONTROL;
@@ -17,7 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use super::HttpState;
 use super::error::Problem;
-use crate::forward::{Begun, ForwardError, Question};
+use crate::forward::{Begun, ForwardError};
 use crate::map_watch::View;
 
 /// Keys of one request that are asked for at a time.
@@ -134,26 +133,18 @@ async fn ask_all(
             |key: &String| is_key(key).then(|| forwarder.begin(view, &region.name, key.as_bytes(), now)).flatten();
         let mut long = Vec::new();
         let begun: Vec<Option<Begun>> = keys.iter().map(begin).collect();
-        for (key, begun) in keys.iter().zip(begun) {
-            let at = answers.len();
-            answers.push(None);
-            let Some(mut begun) = begun else {
-                if is_key(key) {
-                    long.push((at, Bytes::copy_from_slice(key.as_bytes()), None));
-                }
-                continue;
+        for (key, mut begun) in keys.iter().zip(begun) {
+            let answer = match &mut begun {
+                Some(begun) => begun.answer().await,
+                None => None,
             };
-            match poll_fn(|cx| begun.poll_answer(cx)).await {
-                Some(answer) => answers[at] = Some(Ok(answer)),
-                None => long.push((at, Bytes::copy_from_slice(key.as_bytes()), Some(begun))),
+            if answer.is_none() && is_key(key) {
+                long.push((answers.len(), Bytes::copy_from_slice(key.as_bytes()), begun));
             }
+            answers.push(answer.map(Ok));
         }
         let ask = |(at, key, begun): (usize, Bytes, Option<Begun>)| async move {
-            let answer = match begun {
-                Some(begun) => forwarder.go_on(begun, &region.name, key).await,
-                None => forwarder.ask(Question::Get, &region.name, key).await,
-            };
-            (at, answer)
+            (at, forwarder.go_on(begun, &region.name, key).await)
         };
         for (at, answer) in join_all(long.into_iter().map(ask)).await {
             answers[at] = Some(answer);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use prometheus_client::metrics::gauge::Gauge;
 use rustc_hash::FxHashMap;
 use sharding::wire::{ANSWER_FRAME_BYTES_MAX, AnswerBody, FrameReader, FromNode, Hello, WireError};
@@ -69,7 +69,6 @@ enum State {
 pub(super) struct Connection {
     waiting: RefCell<FxHashMap<u32, Waiting>>,
     next_id: Cell<u32>,
-    to: OwnedWriteHalf,
     unsent: RefCell<BytesMut>,
     has_unsent: Notify,
     is_open: Cell<bool>,
@@ -144,7 +143,6 @@ impl Connection {
         let connection = Rc::new(Self {
             waiting: RefCell::default(),
             next_id: Cell::new(0),
-            to,
             unsent: RefCell::default(),
             has_unsent: Notify::new(),
             is_open: Cell::new(true),
@@ -155,7 +153,7 @@ impl Connection {
         let (task, address) = (Rc::clone(&connection), address.to_owned());
         spawn_local(async move {
             n_open.inc();
-            let error = task.run(from, reader).await;
+            let error = task.run(from, to, reader).await;
             n_open.dec();
             log::info!(address = &*address, lane; "the connection to a node ended: {error}");
         });
@@ -217,10 +215,10 @@ impl Connection {
         asked
     }
 
-    async fn run(&self, from: OwnedReadHalf, reader: FrameReader) -> ConnectError {
+    async fn run(&self, from: OwnedReadHalf, to: OwnedWriteHalf, reader: FrameReader) -> ConnectError {
         let error = tokio::select! {
             error = self.read(from, reader) => error,
-            error = self.write() => error,
+            error = self.write(to) => error,
             error = self.look() => error,
         };
         self.is_open.set(false);
@@ -273,7 +271,7 @@ impl Connection {
         Ok(())
     }
 
-    async fn write(&self) -> ConnectError {
+    async fn write(&self, mut to: OwnedWriteHalf) -> ConnectError {
         let mut sending = BytesMut::new();
         loop {
             if self.unsent.borrow().is_empty() {
@@ -284,22 +282,11 @@ impl Connection {
                 }
             }
             std::mem::swap(&mut sending, &mut *self.unsent.borrow_mut());
-            match timeout(WRITE_TIMEOUT, self.write_all(&mut sending)).await {
+            match timeout(WRITE_TIMEOUT, to.write_all(&sending)).await {
                 Ok(Ok(())) if sending.capacity() > BUFFER_BYTES_MAX => sending = BytesMut::new(),
                 Ok(Ok(())) => sending.clear(),
                 Ok(Err(error)) => return error.into(),
                 Err(_) => return ConnectError::WriteTimeout,
-            }
-        }
-    }
-
-    async fn write_all(&self, sending: &mut BytesMut) -> io::Result<()> {
-        loop {
-            match self.to.try_write(sending) {
-                Ok(n) if n == sending.len() => return Ok(()),
-                Ok(n) => sending.advance(n),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.to.writable().await?,
-                Err(error) => return Err(error),
             }
         }
     }
