@@ -3,6 +3,7 @@
 
 pub mod bench;
 pub mod cluster;
+pub mod command_line;
 pub mod demo;
 pub mod figures;
 pub mod history;

@@ -10,6 +10,7 @@ use cache_node::config::EXIT_CONFIG;
 use clap::{Parser, Subcommand};
 use loadtest::bench::{self, BenchError, FrontArgs, Load, Plan, Setup, Stop};
 use loadtest::cluster::ClusterError;
+use loadtest::command_line;
 
 /// Measures a routed hit of this cache and of its peers, in turns, on this machine.
 #[derive(Debug, Parser)]
@@ -47,19 +48,15 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args = match command_line::parse::<Args>() {
         Ok(args) => args,
-        Err(error) => {
-            // What cannot be printed (a closed terminal) cannot be reported either.
-            let _ = error.print();
-            return if error.use_stderr() { EXIT_CONFIG.into() } else { ExitCode::SUCCESS };
-        }
+        Err(exit) => return exit,
     };
     match run(args) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            // As above.
+            // What cannot be printed (a closed terminal) cannot be reported either.
             let _ = writeln!(std::io::stderr(), "bench: {error}");
             let is_usage = matches!(error, BenchError::Usage(_) | BenchError::Cluster(ClusterError::Usage(_)));
             if is_usage { EXIT_CONFIG.into() } else { ExitCode::FAILURE }

@@ -10,6 +10,7 @@ use cache_node::config::EXIT_CONFIG;
 use clap::Parser;
 use goose::threshold::Threshold;
 use loadtest::cluster::{Cluster, ClusterError, Options};
+use loadtest::command_line;
 use loadtest::demo::{self, DemoError};
 use loadtest::figures::Watch;
 use loadtest::load::{Check, Load, Outcome};
@@ -82,19 +83,15 @@ enum Error {
 }
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args = match command_line::parse::<Args>() {
         Ok(args) => args,
-        Err(error) => {
-            // What cannot be printed (a closed terminal) cannot be reported either.
-            let _ = error.print();
-            return if error.use_stderr() { EXIT_CONFIG.into() } else { ExitCode::SUCCESS };
-        }
+        Err(exit) => return exit,
     };
     match run(&args) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
-            // As above.
+            // What cannot be printed (a closed terminal) cannot be reported either.
             let _ = writeln!(std::io::stderr(), "loadtest: {error}");
             let is_usage = matches!(error, Error::Cluster(ClusterError::Usage(_)));
             if is_usage { EXIT_CONFIG.into() } else { ExitCode::FAILURE }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use cache_node::config::{CacheConfig, ConfigError, EXIT_CONFIG};
 use clap::Parser;
 use loadtest::cluster::{Cluster, ClusterError, Options};
+use loadtest::command_line;
 use loadtest::demo::{self, DemoError};
 use loadtest::figures::Watch;
 
@@ -66,19 +67,15 @@ impl Error {
 }
 
 fn main() -> ExitCode {
-    let args = match Args::try_parse() {
+    let args = match command_line::parse::<Args>() {
         Ok(args) => args,
-        Err(error) => {
-            // What cannot be printed (a closed terminal) cannot be reported either.
-            let _ = error.print();
-            return if error.use_stderr() { EXIT_CONFIG.into() } else { ExitCode::SUCCESS };
-        }
+        Err(exit) => return exit,
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // As above.
+            // What cannot be printed (a closed terminal) cannot be reported either.
             let _ = writeln!(io::stderr(), "local-cluster: {error}");
             error.exit_code().into()
         }

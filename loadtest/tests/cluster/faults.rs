@@ -117,10 +117,8 @@ pub(super) fn is_whole_without(map: &serde_json::Value, pod: usize) -> bool {
 }
 
 pub(super) fn coordinator(it: &Running) -> usize {
-    let coordinates = |pod: &usize| {
-        let page = it.client.get(format!("{}/metrics", it.cluster.control(*pod))).send().and_then(Response::text);
-        page.is_ok_and(|page| Samples::parse(&page).sum("cache_node_coordinator", &[]) == 1.0)
-    };
+    let coordinates =
+        |pod: &usize| it.samples_of(*pod).is_ok_and(|samples| samples.sum("cache_node_coordinator", &[]) == 1.0);
     let mut found = None;
     eventually("one coordinates", || {
         found = (0..3).find(coordinates);
@@ -210,8 +208,7 @@ pub(super) fn settled(it: &Running, n_nodes: usize) -> BTreeMap<u64, String> {
         let of_owners: BTreeSet<&String> = found.values().collect();
         let n_given = |owner: &&String| {
             let pod = owner.trim_start_matches("pod-").parse().expect("a pod's number");
-            let metrics = it.client.get(format!("{}/metrics", it.cluster.control(pod))).send().and_then(Response::text);
-            metrics.map_or(1.0, |metrics| Samples::parse(&metrics).sum("cache_node_shards", &["state=\"giving\""]))
+            it.samples_of(pod).map_or(1.0, |samples| samples.sum("cache_node_shards", &["state=\"giving\""]))
         };
         found.len() == 1024
             && of_owners.len() == n_nodes

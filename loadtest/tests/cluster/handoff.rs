@@ -132,10 +132,8 @@ impl Cost {
     /// Adds what the nodes that run now say, and forgets what one said that is about to end.
     fn count(&mut self, it: &Running, sign: f64, pods: impl Iterator<Item = usize>) {
         for pod in pods {
-            let page = it.client.get(format!("{}/metrics", it.cluster.control(pod))).send().and_then(Response::text);
             // One that has ended has no more to say.
-            let Ok(page) = page else { continue };
-            let samples = Samples::parse(&page);
+            let Ok(samples) = it.samples_of(pod) else { continue };
             self.keys += sign * samples.sum("cache_node_database_keys_total", &[]);
             self.cold += sign * samples.sum("cache_node_handoff_cold_total", &[]);
         }
@@ -278,15 +276,8 @@ fn of_what_has_no_room_the_most_valuable_arrives() {
     read(&mut (1..=n_rows));
     // One in four is asked for again and again.
     (0..5).for_each(|_| read(&mut (1..=n_rows).step_by(4)));
-    let loaded = || {
-        (0..2)
-            .map(|pod| {
-                let page =
-                    it.client.get(format!("{}/metrics", it.cluster.control(pod))).send().and_then(Response::text);
-                Samples::parse(&page.expect("text")).sum("cache_node_database_keys_total", &[])
-            })
-            .sum::<f64>()
-    };
+    let loaded =
+        || (0..2).map(|pod| it.samples_of(pod).expect("text").sum("cache_node_database_keys_total", &[])).sum::<f64>();
     leave(&it, 2);
     settled(&it, 2);
     let before = loaded();
@@ -296,8 +287,7 @@ fn of_what_has_no_room_the_most_valuable_arrives() {
     println!("of {hot} entries that are asked for often {again} were read again");
     assert!(again <= hot / 20.0, "{again} of {hot}");
     for pod in 0..2 {
-        let samples = it.client.get(format!("{}/metrics", it.cluster.control(pod))).send().and_then(Response::text);
-        let bytes = Samples::parse(&samples.expect("text")).sum("cache_node_entry_bytes", &[]);
+        let bytes = it.samples_of(pod).expect("text").sum("cache_node_entry_bytes", &[]);
         assert!(bytes <= 3.0 * 1024.0 * 1024.0, "{bytes}");
     }
 }

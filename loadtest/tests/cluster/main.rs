@@ -100,6 +100,12 @@ impl Running {
         all
     }
 
+    /// Of one node.
+    fn samples_of(&self, pod: usize) -> reqwest::Result<Samples> {
+        let page = self.client.get(format!("{}/metrics", self.cluster.control(pod))).send()?.text()?;
+        Ok(Samples::parse(&page))
+    }
+
     fn sum(&self, metric: &str, labels: &[&str]) -> f64 {
         self.samples().sum(metric, labels)
     }

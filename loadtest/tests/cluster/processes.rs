@@ -96,10 +96,8 @@ fn a_killed_node_fails_no_read_and_its_shards_get_another_owner() {
 #[test]
 fn a_killed_coordinator_is_replaced_by_one_of_a_higher_term() {
     let it = Scene::new(&things(50)).start();
-    let coordinates = |pod: usize| {
-        let page = it.client.get(format!("{}/metrics", it.cluster.control(pod))).send().and_then(Response::text);
-        page.is_ok_and(|page| Samples::parse(&page).sum("cache_node_coordinator", &[]) == 1.0)
-    };
+    let coordinates =
+        |pod: usize| it.samples_of(pod).is_ok_and(|samples| samples.sum("cache_node_coordinator", &[]) == 1.0);
     let term = || it.get(0, "/-/map").json::<serde_json::Value>().expect("JSON")["epoch"]["term"][0].as_u64();
     let (leader, before) = ((0..3).find(|pod| coordinates(*pod)).expect("one coordinates"), term());
     assert!(it.cluster.signal(Role::Node, leader, Signal::SIGKILL));
@@ -178,12 +176,8 @@ fn a_stopped_node_loses_its_shards_and_serves_nothing_of_them_when_it_goes_on() 
     eventually("another owner keeps it", || header(&it.get(0, &path), "cache-status").contains("; hit"));
     assert!(it.cluster.signal(Role::Node, 1, Signal::SIGCONT));
     // What waited for it is answered by now, and not out of its memory.
-    let metrics = format!("{}/metrics", it.cluster.control(1));
-    let hits = || {
-        let page = it.client.get(&metrics).send().and_then(Response::text).expect("it goes on");
-        Samples::parse(&page).sum("cache_node_requests_total", &["result=\"hit\""])
-    };
-    assert_eq!(hits(), 0.0, "it serves nothing from memory that was not asked of it before");
+    let hits = it.samples_of(1).expect("it goes on").sum("cache_node_requests_total", &["result=\"hit\""]);
+    assert_eq!(hits, 0.0, "it serves nothing from memory that was not asked of it before");
     it.cluster.wait_ready(PATIENCE).expect("it joins again");
 }
 

@@ -93,8 +93,7 @@ fn every_key_is_read_once_and_kept_once() {
     let operations = count("statement SELECT id, body FROM products");
     assert_eq!(operations as f64, samples.sum("cache_node_database_operations_total", &[]));
     for pod in 0..3 {
-        let page = it.client.get(format!("{}/metrics", it.cluster.control(pod))).send().expect("an answer");
-        let entries = Samples::parse(&page.text().expect("text")).sum("cache_node_entries", &[]);
+        let entries = it.samples_of(pod).expect("an answer").sum("cache_node_entries", &[]);
         assert!((2800.0..3900.0).contains(&entries), "pod-{pod} keeps {entries} of {KEYS}");
     }
 }

@@ -106,11 +106,7 @@ fn coordinator(it: &Scene) -> usize {
 /// Waits until every shard is served again; gives how long that took.
 fn whole(it: &Scene) -> Duration {
     let began = Instant::now();
-    let n_served = |pod| {
-        let page = it.client.get(format!("{}/metrics", it.cluster.control(pod))).send().and_then(|page| page.text());
-        page.map_or(0.0, |page| Samples::parse(&page).sum("cache_node_shards", &["state=\"serving\""]))
-    };
-    eventually("every shard is served", || (0..it.cluster.n_pods()).map(n_served).sum::<f64>() == 1024.0);
+    eventually("every shard is served", || it.sum("cache_node_shards", &["state=\"serving\""]) == 1024.0);
     began.elapsed()
 }
 
