@@ -12,7 +12,6 @@ mod handing;
 pub(crate) mod trust;
 mod writing;
 
-use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,8 +33,8 @@ use crate::node::Node;
 use crate::reply::Reply;
 use crate::shard_region::{FenceSays, Notice, Serve};
 pub(crate) use actor::{ShardActor, SharedShard, Told};
-use entries::{Entries, Entry};
-use freshness::Age;
+use entries::{Entries, Entry, Value};
+use freshness::{Age, Lifetime};
 use handing::{Handing, Parked, Seal};
 use writing::Writer;
 pub(crate) use writing::{WriteEnded, Writing};
@@ -182,7 +181,7 @@ pub(crate) struct Shard {
     began: Instant,
     node: Arc<Node>,
     entries: Vec<Entries>,
-    n_requests: Cell<u64>,
+    n_requests: u64,
     /// For each region: nothing is refreshed before that, since a refresh has just failed.
     refreshes_from: Vec<Instant>,
     keys: Keys<Waiter, Writer>,
@@ -211,7 +210,7 @@ impl Shard {
             began: Instant::now(),
             node,
             entries,
-            n_requests: Cell::new(0),
+            n_requests: 0,
             refreshes_from,
             keys,
             trusted,
@@ -229,26 +228,27 @@ impl Shard {
     }
 
     /// What a fresh entry answers; `None`: ask the actor. Requires: the node's lease holds, and did when `now` was taken.
-    pub(crate) fn hit(&self, region: usize, key: &[u8], now: Instant) -> Option<&Entry> {
+    pub(crate) fn hit(&mut self, region: usize, key: &[u8], now: Instant) -> Option<Entry<Value<'_>>> {
         if !self.node.is_of(self.serve.shard, self.serve.tenure) || self.is_sealed() || !self.keys.is_quiet() {
             return None;
         }
-        let is_true = |entry: &&Entry| {
-            entry.lifetime.age(now) == Age::Fresh && self.node.regions[region].trust.holds(entry.lifetime.trusted_at())
-        };
-        let entry = self.entries[region].get(key, now).filter(is_true)?;
-        self.n_requests.update(|n| n + 1);
+        let trust = &self.node.regions[region].trust;
+        let entry = self.entries[region].get(key, now)?;
+        if entry.lifetime.age(now) != Age::Fresh || !trust.holds(entry.lifetime.trusted_at()) {
+            return None;
+        }
+        self.n_requests += 1;
         Some(entry)
     }
 
     /// What has been asked of it, and what it holds.
     pub(crate) fn count(&self) -> ShardCount {
-        ShardCount { requests: self.n_requests.get(), bytes: self.entries.iter().map(Entries::bytes).sum() }
+        ShardCount { requests: self.n_requests, bytes: self.entries.iter().map(Entries::bytes).sum() }
     }
 
     /// Whether an entry that is being read is to be loaded anew before its time.
-    pub(crate) fn wants_ahead(&self, region: usize, entry: &Entry, now: Instant) -> bool {
-        entry.lifetime.is_ending(now)
+    pub(crate) fn wants_ahead(&self, region: usize, lifetime: &Lifetime, now: Instant) -> bool {
+        lifetime.is_ending(now)
             && fastrand::u8(..AHEAD_CHANCE) == 0
             && self.node.regions[region].is_idle()
             && self.refreshes_from[region] <= now
@@ -276,9 +276,10 @@ impl Shard {
         let (served, counter) =
             if is_fresh { (Served::Hit, &region.metrics.hit) } else { (Served::Stale, &region.metrics.stale) };
         counter.inc();
-        waiter.reply.send(answer(entry, served, true, now));
+        let lifetime = entry.lifetime;
+        waiter.reply.send(answer(&entry.to_owned(), served, true, now));
         let wants_refresh =
-            if is_fresh { self.wants_ahead(key.0, entry, now) } else { self.refreshes_from[key.0] <= now };
+            if is_fresh { self.wants_ahead(key.0, &lifetime, now) } else { self.refreshes_from[key.0] <= now };
         if wants_refresh {
             self.keys.handle_refresh(key.clone());
         }
@@ -419,8 +420,7 @@ impl Shard {
                 // for, and answers who waited; but it is not kept.
                 let owns = self.owns() && !self.is_sealed() && may_be_kept && region.trust.holds(loaded.sent);
                 self.note_change(flight.0, &flight.1);
-                let told = entry.apart();
-                let kept = owns && self.entries[flight.0].insert(Box::from(&flight.1[..]), entry).is_ok();
+                let kept = owns && self.entries[flight.0].insert(&flight.1, &entry).is_ok();
                 if owns && !kept {
                     metrics.not_kept.inc();
                 }
@@ -430,7 +430,7 @@ impl Shard {
                         _ => (Served::Joined, &metrics.joined),
                     };
                     counter.inc();
-                    reply.send(answer(&told, served, kept, now));
+                    reply.send(answer(&entry, served, kept, now));
                 }
             }
             Err(error) => {
@@ -491,13 +491,12 @@ pub(crate) async fn watched<T>(what: impl Future<Output = T>, mut look_at: Insta
 }
 
 /// How an answer was come by, as the router is told.
-pub(crate) fn how(entry: &Entry, served: Served, kept: bool, now: Instant) -> WireEntry {
-    let lifetime = &entry.lifetime;
+pub(crate) fn how(lifetime: &Lifetime, served: Served, kept: bool, now: Instant) -> WireEntry {
     WireEntry { served, kept, age: lifetime.since_sent(now), ttl_ms: lifetime.ttl_ms(now) }
 }
 
 pub(crate) fn answer(entry: &Entry, served: Served, kept: bool, now: Instant) -> AnswerBody {
-    let how = how(entry, served, kept, now);
+    let how = how(&entry.lifetime, served, kept, now);
     match &entry.content {
         Some((value, etag)) => AnswerBody::Value { entry: how, etag: *etag, value: value.clone() },
         None => AnswerBody::Absent(how),
@@ -509,7 +508,7 @@ impl Told<Batch> for Shard {
         let now = Instant::now();
         // Here the values are taken: here the lease has to hold.
         let owns = self.owns();
-        self.n_requests.update(|n| n + batch.len() as u64);
+        self.n_requests += batch.len() as u64;
         for mut work in batch {
             match std::mem::replace(&mut work.op, Op::Get) {
                 _ if !owns => self.node.misdirect(work),

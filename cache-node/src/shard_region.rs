@@ -92,16 +92,17 @@ impl Lane {
         }
         let shards = self.shards.borrow();
         let Some(Some(served)) = shards.get(ask.shard.index()) else { return false };
-        let shard = served.shard.borrow();
-        let Some(shard) = &*shard else { return false };
+        let mut shard = served.shard.borrow_mut();
+        let Some(shard) = &mut *shard else { return false };
         let Some(entry) = shard.hit(region, ask.key, now) else { return false };
         let Some((value, etag)) = &entry.content else { return false };
         if value.len() > HIT_BYTES_MAX {
             return false;
         }
-        Answer::encode_value(get.id, &how(entry, wire::Served::Hit, true, now), *etag, value, out);
+        let lifetime = entry.lifetime;
+        Answer::encode_value(get.id, &how(&lifetime, wire::Served::Hit, true, now), *etag, value, out);
         self.hits.borrow_mut()[region] += 1;
-        if shard.wants_ahead(region, entry, now) {
+        if shard.wants_ahead(region, &lifetime, now) {
             served.actor.do_send(Ahead((region, Bytes::copy_from_slice(ask.key))));
         }
         true

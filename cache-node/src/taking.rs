@@ -268,7 +268,7 @@ impl Taking {
                 continue;
             }
             let bytes = (handed.key.len() + handed.value.as_ref().map_or(0, bytes::Bytes::len)) as u64;
-            if incoming.entries[region].take_over(Box::from(&key.1[..]), entry(handed, asked_at).apart()) {
+            if incoming.entries[region].take_over(&key.1, &entry(handed, asked_at)) {
                 n_kept += 1;
                 incoming.page.entries += 1;
                 incoming.page.bytes += bytes;

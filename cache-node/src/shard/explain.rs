@@ -8,7 +8,7 @@ use sharding::epoch::Epoch;
 use sharding::id::ShardId;
 use sharding::wire::AnswerBody;
 
-use super::entries::Entry;
+use super::entries::{Entry, Value};
 use super::freshness::Age;
 use super::{Shard, Work};
 
@@ -36,7 +36,7 @@ struct EntryPage {
 }
 
 impl EntryPage {
-    fn of(entry: &Entry, now: Instant) -> Self {
+    fn of(entry: &Entry<Value<'_>>, now: Instant) -> Self {
         Self {
             state: match entry.lifetime.age(now) {
                 Age::Fresh => "fresh",
@@ -63,7 +63,7 @@ impl Shard {
             owned_since: self.serve.since,
             is_loading: self.keys.is_loading(&key),
             is_writing: self.keys.is_writing(&key),
-            entry: self.entries[work.region].peek(&work.key).map(|entry| EntryPage::of(entry, now)),
+            entry: self.entries[work.region].peek(&work.key).map(|entry| EntryPage::of(&entry, now)),
         };
         AnswerBody::Page(serde_json::to_vec(&page).expect("a page of plain fields is JSON").into())
     }

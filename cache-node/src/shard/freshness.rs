@@ -20,22 +20,27 @@ pub struct Freshness {
     pub absent_ttl: Duration,
 }
 
-/// Until when one entry is what. There is one for each entry, so it is kept small: times to the millisecond, rounded to what
-/// makes an entry older, and up to 49 days.
+/// Until when one entry is what. Moments are microseconds since [`START`], rounded to what makes an entry older; another node
+/// may have sent a load before that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lifetime {
-    /// When the load was sent that brought it, in nanoseconds since [`START`]; another node may have sent it before that.
-    sent: i64,
-    /// All others count in milliseconds from then. When it was known to be true last: by a load, or by the owner before.
-    trusted: u32,
-    stale: u32,
-    gone: u32,
+    /// When the load was sent that brought it.
+    pub(super) sent: i64,
+    /// When it was known to be true last: by a load, or by the owner before.
+    pub(super) trusted: i64,
+    /// Milliseconds from `sent` on, up to 49 days.
+    pub(super) stale: u32,
+    pub(super) gone: u32,
 }
 
 /// What times count from.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
+const NANOS_PER_MICRO: i64 = 1_000;
 const NANOS_PER_MILLI: i64 = 1_000_000;
+
+/// Four years before: nothing that is served is so old, and it takes no more than 48 bits.
+const SENT_MIN: i64 = -(1 << 47);
 
 fn nanos(at: Instant) -> i64 {
     let start = *START;
@@ -43,6 +48,10 @@ fn nanos(at: Instant) -> i64 {
         Some(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
         None => i64::try_from((start - at).as_nanos()).map_or(i64::MIN, |before| -before),
     }
+}
+
+fn micros(nanos: i64) -> i64 {
+    nanos.div_euclid(NANOS_PER_MICRO)
 }
 
 fn millis(duration: Duration) -> u32 {
@@ -61,12 +70,9 @@ impl Freshness {
     /// The lifetime of what a load sent at `sent` brought. `chance` is in `[0, 1)`; jitter only shortens.
     pub(crate) fn lifetime(&self, sent: Instant, is_absent: bool, chance: f64) -> Lifetime {
         let shortened = |duration: Duration| millis(duration.mul_f64(1.0 - JITTER * chance));
-        let sent = nanos(sent);
-        if is_absent {
-            let gone = shortened(self.absent_ttl);
-            return Lifetime { sent, trusted: 0, stale: gone, gone };
-        }
-        Lifetime { sent, trusted: 0, stale: shortened(self.ttl), gone: shortened(self.max_stale) }
+        let sent = micros(nanos(sent));
+        let (stale, gone) = if is_absent { (self.absent_ttl, self.absent_ttl) } else { (self.ttl, self.max_stale) };
+        Lifetime { sent, trusted: sent, stale: shortened(stale), gone: shortened(gone) }
     }
 }
 
@@ -75,8 +81,9 @@ impl Lifetime {
     /// to be fresh and to be served.
     pub(crate) fn of_handed(asked_at: Instant, age: Duration, fresh_for: Duration, served_for: Duration) -> Self {
         let old = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
-        let sent = nanos(asked_at).saturating_sub(old);
-        Self { sent, trusted: millis(age), stale: millis(age + fresh_for), gone: millis(age + served_for) }
+        let sent = micros(nanos(asked_at).saturating_sub(old)).max(SENT_MIN);
+        let trusted = micros(nanos(asked_at));
+        Self { sent, trusted, stale: millis(age + fresh_for), gone: millis(age + served_for) }
     }
 
     pub(crate) fn age(&self, now: Instant) -> Age {
@@ -92,7 +99,7 @@ impl Lifetime {
 
     /// Nanoseconds since it was sent.
     fn old(&self, now: Instant) -> i64 {
-        nanos(now).saturating_sub(self.sent)
+        nanos(now).saturating_sub(self.sent * NANOS_PER_MICRO)
     }
 
     /// Time since the load was sent that brought it.
@@ -102,8 +109,7 @@ impl Lifetime {
 
     /// When it was known to be true last.
     pub(crate) fn trusted_at(&self) -> Instant {
-        let after = self.sent + i64::from(self.trusted) * NANOS_PER_MILLI;
-        *START + Duration::from_nanos(u64::try_from(after).unwrap_or(0))
+        *START + Duration::from_micros(u64::try_from(self.trusted).unwrap_or(0))
     }
 
     /// For how long it is fresh, from `now` on.
@@ -133,11 +139,13 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+    /// A whole microsecond after the first.
+    static NOW: LazyLock<Instant> = LazyLock::new(|| *START + SECOND);
     const TIMES: Freshness = Freshness { ttl: SECOND, max_stale: Duration::from_secs(10), absent_ttl: SECOND };
 
     #[test]
     fn an_entry_is_fresh_then_stale_then_gone() {
-        let sent = Instant::now();
+        let sent = *NOW;
         let lifetime = TIMES.lifetime(sent, false, 0.0);
         assert_eq!(lifetime.age(sent), Age::Fresh);
         assert_eq!(lifetime.ttl_ms(sent), 1000);
@@ -148,7 +156,7 @@ mod tests {
 
     #[test]
     fn an_absent_entry_is_never_stale() {
-        let sent = Instant::now();
+        let sent = *NOW;
         let lifetime = TIMES.lifetime(sent, true, 0.0);
         assert_eq!(lifetime.age(sent + SECOND - Duration::from_nanos(1)), Age::Fresh);
         assert_eq!(lifetime.age(sent + SECOND), Age::Gone);
@@ -156,7 +164,7 @@ mod tests {
 
     #[test]
     fn jitter_shortens_by_a_tenth_at_most_and_never_lengthens() {
-        let sent = Instant::now();
+        let sent = *NOW;
         for chance in [0.0, 0.25, 0.5, 0.999] {
             let lifetime = TIMES.lifetime(sent, false, chance);
             assert!(lifetime.fresh_for(sent) <= TIMES.ttl && lifetime.served_for(sent) <= TIMES.max_stale);
@@ -166,7 +174,7 @@ mod tests {
 
     #[test]
     fn what_was_handed_over_is_as_old_as_it_was_and_may_be_older_than_the_process() {
-        let (hour, asked_at) = (3600 * SECOND, Instant::now());
+        let (hour, asked_at) = (3600 * SECOND, *NOW);
         let lifetime = Lifetime::of_handed(asked_at, hour, SECOND, 2 * SECOND);
         assert_eq!((lifetime.since_sent(asked_at), lifetime.fresh_for(asked_at)), (hour, SECOND));
         assert_eq!((lifetime.served_for(asked_at + SECOND), lifetime.trusted_at()), (SECOND, asked_at));

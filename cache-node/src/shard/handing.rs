@@ -118,10 +118,10 @@ impl Shard {
     }
 
     fn by_value(&self) -> Vec<FlightKey> {
-        let of_region = |(region, entries): (usize, &super::Entries)| {
-            entries.by_use().into_iter().map(move |(used, key)| (used, (region, Bytes::from(key)))).collect::<Vec<_>>()
-        };
-        let mut all: Vec<(u64, FlightKey)> = self.entries.iter().enumerate().flat_map(of_region).collect();
+        let mut all: Vec<(u16, FlightKey)> = Vec::new();
+        for (region, entries) in self.entries.iter().enumerate() {
+            all.extend(entries.by_use().map(|(used, key)| (used, (region, key))));
+        }
         all.sort_unstable_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
         all.into_iter().map(|(_, key)| key).collect()
     }
@@ -138,7 +138,7 @@ impl Shard {
         Some(Handed {
             region: Bytes::copy_from_slice(region.name.as_str().as_bytes()),
             key: key.1.clone(),
-            value: entry.content.as_ref().map(|(value, _)| value.clone()),
+            value: entry.content.map(|(value, _)| value.to_bytes()),
             age: lifetime.since_sent(now),
             fresh_for: lifetime.fresh_for(now),
             served_for: lifetime.served_for(now),

@@ -173,7 +173,7 @@ impl Shard {
             && is_served
             && self.owns()
             && region.trust.holds(sent)
-            && self.entries[key.0].insert(Box::from(&key.1[..]), entry).is_ok();
+            && self.entries[key.0].insert(&key.1, &entry).is_ok();
         if !is_kept {
             self.entries[key.0].remove(&key.1);
         }
