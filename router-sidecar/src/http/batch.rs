@@ -1,5 +1,7 @@
 //! `POST /{region}`: many values in one request, asked of their owners at the same time.
 
+use std::borrow::Cow;
+use std::io::Write;
 use std::sync::Arc;
 
 use actix_web::http::header::CACHE_CONTROL;
@@ -8,7 +10,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use sharding::id::KEY_BYTES_MAX;
 use sharding::wire::{AnswerBody, RegionInfo};
@@ -27,57 +29,23 @@ const JSON: &str = "application/json";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Wanted {
-    keys: Vec<String>,
+struct Wanted<'a> {
+    #[serde(borrow)]
+    keys: Vec<Key<'a>>,
 }
 
-#[derive(Serialize)]
-struct Results<'a> {
-    results: Vec<OneResult<'a>>,
-}
+/// Borrowed, where it stands in the body without an escape.
+#[derive(Deserialize)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// What became of one key; in the order in which they were asked for.
-#[derive(Serialize)]
-struct OneResult<'a> {
-    key: &'a str,
-    /// As a `GET` of this key would have answered.
-    status: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    etag: Option<String>,
-    /// Seconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    age: Option<u64>,
-    #[serde(flatten)]
-    value: Option<Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<String>,
-}
-
-/// A value inside JSON: as it is where it is JSON, as a text where it is one, else as base64.
-struct Value {
-    bytes: Bytes,
+/// The answer as it grows: what became of each key, in the order in which they were asked for.
+struct Results {
+    json: Vec<u8>,
+    /// Bytes of values for which there is room, still and in all.
+    room: usize,
+    bytes_max: usize,
+    /// The region's values are said to be JSON.
     is_json: bool,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Written<'a> {
-    #[serde(rename = "value")]
-    Json(&'a RawValue),
-    Text(&'a str),
-    Base64(String),
-}
-
-impl Serialize for Value {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Ok(text) = std::str::from_utf8(&self.bytes) else {
-            return Written::Base64(BASE64.encode(&self.bytes)).serialize(serializer);
-        };
-        match self.is_json.then(|| serde_json::from_str(text)) {
-            Some(Ok(json)) => Written::Json(json).serialize(serializer),
-            _ => Written::Text(text).serialize(serializer),
-        }
-    }
 }
 
 /// The whole body of a request, within its bounds of time and length.
@@ -102,17 +70,22 @@ pub(super) async fn post(
     }
     let is_json = region.content_type.split(';').next().is_some_and(|media| media.trim() == "application/json");
     let answers = ask_all(state, (view, region), &keys).await;
-    let mut room = state.batch_bytes_max;
-    let mut results = Vec::with_capacity(keys.len());
-    for (key, answer) in keys.iter().zip(answers) {
-        results.push(one(key, answer, is_json, (&mut room, state.batch_bytes_max)));
+    let value_bytes = answers.iter().map(value_bytes).sum::<usize>().min(state.batch_bytes_max);
+    let mut results = Results::new(state.batch_bytes_max, value_bytes + keys.len() * RESULT_BYTES, is_json);
+    for (Key(key), answer) in keys.iter().zip(answers) {
+        results.push(key, answer);
     }
-    let mut body = Vec::with_capacity(state.batch_bytes_max - room + keys.len() * RESULT_BYTES);
-    serde_json::to_writer(&mut body, &Results { results }).map_err(|error| Problem::internal(&error.to_string()))?;
-    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).content_type(JSON).body(body))
+    Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).content_type(JSON).body(results.finish()))
 }
 
 type KeyAnswer = Result<AnswerBody, ForwardError>;
+
+fn value_bytes(answer: &Option<KeyAnswer>) -> usize {
+    match answer {
+        Some(Ok(AnswerBody::Value { value, .. })) => value.len(),
+        _ => 0,
+    }
+}
 
 /// Asks for all keys, some at a time. Gives the answers in their order; `None` for what is no key.
 ///
@@ -120,20 +93,21 @@ type KeyAnswer = Result<AnswerBody, ForwardError>;
 async fn ask_all(
     state: &HttpState,
     (view, region): (&Arc<View>, &RegionInfo),
-    keys: &[String],
+    keys: &[Key<'_>],
 ) -> Vec<Option<KeyAnswer>> {
     let (forwarder, mut bytes) = (&state.forwarder, 0);
     let mut answers: Vec<Option<KeyAnswer>> = Vec::with_capacity(keys.len());
     for keys in keys.chunks(IN_FLIGHT_MAX) {
         // What has no room in the answer is not asked for.
         let is_full = bytes >= state.batch_bytes_max;
-        let is_key = |key: &String| !is_full && (1..=KEY_BYTES_MAX).contains(&key.len());
+        let is_key = |key: &str| !is_full && (1..=KEY_BYTES_MAX).contains(&key.len());
         let now = Instant::now();
-        let begin =
-            |key: &String| is_key(key).then(|| forwarder.begin(view, &region.name, key.as_bytes(), now)).flatten();
+        let begin = |Key(key): &Key<'_>| {
+            is_key(key).then(|| forwarder.begin(view, &region.name, key.as_bytes(), now)).flatten()
+        };
         let mut long = Vec::new();
         let begun: Vec<Option<Begun>> = keys.iter().map(begin).collect();
-        for (key, mut begun) in keys.iter().zip(begun) {
+        for (Key(key), mut begun) in keys.iter().zip(begun) {
             let answer = match &mut begun {
                 Some(begun) => begun.answer().await,
                 None => None,
@@ -149,73 +123,172 @@ async fn ask_all(
         for (at, answer) in join_all(long.into_iter().map(ask)).await {
             answers[at] = Some(answer);
         }
-        let value_bytes = |answer: &Option<KeyAnswer>| match answer {
-            Some(Ok(AnswerBody::Value { value, .. })) => value.len(),
-            _ => 0,
-        };
         bytes += answers[answers.len() - keys.len()..].iter().map(value_bytes).sum::<usize>();
     }
     answers
 }
 
-/// What became of one key. `room`: bytes of values for which there is room in this answer, still and in all.
-fn one<'a>(
-    key: &'a str,
-    answer: Option<KeyAnswer>,
-    is_json: bool,
-    (room, bytes_max): (&mut usize, usize),
-) -> OneResult<'a> {
-    let plain = || OneResult { key, status: 200, etag: None, age: None, value: None, detail: None };
-    if key.is_empty() || key.len() > KEY_BYTES_MAX {
-        let detail = Some(format!("a key has 1 to {KEY_BYTES_MAX} bytes, this one has {}", key.len()));
-        return OneResult { status: if key.is_empty() { 400 } else { 414 }, detail, ..plain() };
+impl Results {
+    fn new(bytes_max: usize, capacity: usize, is_json: bool) -> Self {
+        let mut json = Vec::with_capacity(capacity);
+        json.extend_from_slice(b"{\"results\":[");
+        Self { json, room: bytes_max, bytes_max, is_json }
     }
-    let has_no_room = match &answer {
-        None => true,
-        Some(Ok(AnswerBody::Value { value, .. })) => *room < value.len() || *room == 0,
-        Some(_) => *room == 0,
-    };
-    match answer {
-        _ if has_no_room => {
-            *room = 0;
-            let detail = format!("the values before have {bytes_max} bytes already; ask for this one again");
-            OneResult { status: 413, detail: Some(detail), ..plain() }
+
+    fn finish(mut self) -> Vec<u8> {
+        if self.json.last() == Some(&b',') {
+            self.json.pop();
         }
-        Some(Ok(AnswerBody::Value { entry, etag, value })) => {
-            *room -= value.len();
-            let (etag, age) = (Some(etag.to_string()), Some(entry.age.as_secs()));
-            OneResult { etag, age, value: Some(Value { bytes: value, is_json }), ..plain() }
-        }
-        Some(Ok(AnswerBody::Absent(_))) => OneResult { status: 404, ..plain() },
-        Some(Err(error)) => {
-            let problem = Problem::from(error);
-            OneResult { status: problem.status.as_u16(), detail: Some(problem.detail), ..plain() }
-        }
-        _ => OneResult { status: 500, detail: Some("the owner answers something else".to_owned()), ..plain() },
+        self.json.extend_from_slice(b"]}");
+        self.json
     }
+
+    /// What became of one key. The status is that of a `GET` of this key.
+    fn push(&mut self, key: &str, answer: Option<KeyAnswer>) {
+        if key.is_empty() || key.len() > KEY_BYTES_MAX {
+            let detail = format!("a key has 1 to {KEY_BYTES_MAX} bytes, this one has {}", key.len());
+            return self.push_failure(key, if key.is_empty() { 400 } else { 414 }, Some(&detail));
+        }
+        let has_no_room = match &answer {
+            None => true,
+            Some(Ok(AnswerBody::Value { value, .. })) => self.room < value.len() || self.room == 0,
+            Some(_) => self.room == 0,
+        };
+        match answer {
+            _ if has_no_room => {
+                self.room = 0;
+                let bytes_max = self.bytes_max;
+                let detail = format!("the values before have {bytes_max} bytes already; ask for this one again");
+                self.push_failure(key, 413, Some(&detail));
+            }
+            Some(Ok(AnswerBody::Value { entry, etag, value })) => {
+                self.room -= value.len();
+                self.begin(key, 200);
+                // Quotes are a part of it.
+                let etag = format_args!(",\"etag\":\"\\\"{:032x}\\\"\",\"age\":{},", etag.0, entry.age.as_secs());
+                self.json.write_fmt(etag).expect(IN_MEMORY);
+                self.put_value(&value);
+                self.json.extend_from_slice(b"},");
+            }
+            Some(Ok(AnswerBody::Absent(_))) => self.push_failure(key, 404, None),
+            Some(Err(error)) => {
+                let problem = Problem::from(error);
+                self.push_failure(key, problem.status.as_u16(), Some(&problem.detail));
+            }
+            _ => self.push_failure(key, 500, Some("the owner answers something else")),
+        }
+    }
+
+    fn push_failure(&mut self, key: &str, status: u16, detail: Option<&str>) {
+        self.begin(key, status);
+        if let Some(detail) = detail {
+            self.json.extend_from_slice(b",\"detail\":");
+            self.put_text(detail);
+        }
+        self.json.extend_from_slice(b"},");
+    }
+
+    fn begin(&mut self, key: &str, status: u16) {
+        self.json.extend_from_slice(b"{\"key\":");
+        self.put_text(key);
+        write!(self.json, ",\"status\":{status}").expect(IN_MEMORY);
+    }
+
+    /// A value inside JSON: as it is where it is JSON, as a text where it is one, else as base64.
+    fn put_value(&mut self, value: &[u8]) {
+        if self.is_json && serde_json::from_slice::<&RawValue>(value).is_ok() {
+            self.json.extend_from_slice(b"\"value\":");
+            self.json.extend_from_slice(value);
+        } else if is_plain(value) {
+            self.json.extend_from_slice(b"\"text\":");
+            self.put_plain(value);
+        } else if let Ok(text) = std::str::from_utf8(value) {
+            self.json.extend_from_slice(b"\"text\":");
+            self.put_text(text);
+        } else {
+            self.json.extend_from_slice(b"\"base64\":");
+            self.put_plain(BASE64.encode(value).as_bytes());
+        }
+    }
+
+    fn put_text(&mut self, text: &str) {
+        match is_plain(text.as_bytes()) {
+            true => self.put_plain(text.as_bytes()),
+            false => serde_json::to_writer(&mut self.json, text).expect(IN_MEMORY),
+        }
+    }
+
+    fn put_plain(&mut self, text: &[u8]) {
+        self.json.push(b'"');
+        self.json.extend_from_slice(text);
+        self.json.push(b'"');
+    }
+}
+
+/// Why nothing can fail that is written to a `Vec`.
+const IN_MEMORY: &str = "memory takes what is written";
+
+/// Whether these bytes stand in a JSON string as they are: printable ASCII without quotes and backslashes. Without a way out
+/// in the middle, so that many bytes are looked at together.
+fn is_plain(bytes: &[u8]) -> bool {
+    let is_plain = |byte: u8| (byte >= b' ') & (byte < 0x7f) & (byte != b'"') & (byte != b'\\');
+    bytes.iter().fold(true, |all, &byte| all & is_plain(byte))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+    use sharding::wire::{Entry, Etag, Served};
+
     use super::*;
 
-    fn json(value: &[u8], is_json: bool) -> String {
-        let result = OneResult {
-            key: "k",
-            status: 200,
-            etag: None,
-            age: Some(1),
-            value: Some(Value { bytes: Bytes::copy_from_slice(value), is_json }),
-            detail: None,
-        };
-        serde_json::to_string(&result).expect("JSON")
+    fn answer(value: &[u8]) -> Option<KeyAnswer> {
+        let entry = Entry { served: Served::Hit, kept: true, age: Duration::from_secs(1), ttl_ms: 0 };
+        Some(Ok(AnswerBody::Value { entry, etag: Etag(0xabc), value: Bytes::copy_from_slice(value) }))
+    }
+
+    fn json(key: &str, value: &[u8], is_json: bool) -> String {
+        let mut results = Results::new(1 << 20, 0, is_json);
+        results.push(key, answer(value));
+        String::from_utf8(results.finish()).expect("UTF-8")
     }
 
     #[test]
     fn a_value_stands_in_json_as_what_it_is() {
-        assert_eq!(json(br#"{"a": 1.50}"#, true), r#"{"key":"k","status":200,"age":1,"value":{"a": 1.50}}"#);
-        assert_eq!(json(br#"{"a": 1.50}"#, false), r#"{"key":"k","status":200,"age":1,"text":"{\"a\": 1.50}"}"#);
-        assert_eq!(json(b"{broken", true), r#"{"key":"k","status":200,"age":1,"text":"{broken"}"#);
-        assert_eq!(json(b"\xff\x00", true), r#"{"key":"k","status":200,"age":1,"base64":"/wA="}"#);
+        let stands = |value: &[u8], is_json, how: &str| {
+            let etag = r#""etag":"\"00000000000000000000000000000abc\"""#;
+            let wanted = format!(r#"{{"results":[{{"key":"k","status":200,{etag},"age":1,{how}}}]}}"#);
+            assert_eq!(json("k", value, is_json), wanted);
+        };
+        stands(br#"{"a": 1.50}"#, true, r#""value":{"a": 1.50}"#);
+        stands(br#"{"a": 1.50}"#, false, r#""text":"{\"a\": 1.50}""#);
+        stands(b"{broken", true, r#""text":"{broken""#);
+        stands(b"\xff\x00", true, r#""base64":"/wA=""#);
+        stands(b"", false, r#""text":"""#);
+    }
+
+    #[test]
+    fn what_has_no_value_says_why() {
+        let mut results = Results::new(3, 0, false);
+        results.push("", None);
+        results.push("a", answer(b"12"));
+        results.push("b", answer(b"12"));
+        results.push("c", answer(b"1"));
+        let body: serde_json::Value = serde_json::from_slice(&results.finish()).expect("JSON");
+        let statuses: Vec<_> = body["results"].as_array().expect("a list").iter().map(|one| &one["status"]).collect();
+        assert_eq!(statuses, [400, 200, 413, 413]);
+        assert!(body["results"][3]["detail"].as_str().is_some_and(|detail| detail.contains("3 bytes")));
+        assert_eq!(Results::new(3, 0, false).finish(), br#"{"results":[]}"#);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_key_and_text_there_are_it_is_json_that_says_them(key in ".{1,20}", text in any::<String>()) {
+            let body: serde_json::Value = serde_json::from_str(&json(&key, text.as_bytes(), false)).expect("JSON");
+            prop_assert_eq!(body["results"][0]["key"].as_str(), Some(&key[..]));
+            prop_assert_eq!(body["results"][0]["text"].as_str(), Some(&text[..]));
+        }
     }
 }
