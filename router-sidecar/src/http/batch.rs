@@ -1,7 +1,6 @@
 //! `POST /{region}`: many values in one request, asked of their owners at the same time.
 
 use std::borrow::Cow;
-use std::io::Write;
 use std::sync::Arc;
 
 use actix_web::http::header::CACHE_CONTROL;
@@ -164,9 +163,13 @@ impl Results {
             Some(Ok(AnswerBody::Value { entry, etag, value })) => {
                 self.room -= value.len();
                 self.begin(key, 200);
-                // Quotes are a part of it.
-                let etag = format_args!(",\"etag\":\"\\\"{:032x}\\\"\",\"age\":{},", etag.0, entry.age.as_secs());
-                self.json.write_fmt(etag).expect(IN_MEMORY);
+                // Its quotes are a part of it.
+                let [_, digits @ .., _] = etag.text();
+                self.json.extend_from_slice(b",\"etag\":\"\\\"");
+                self.json.extend_from_slice(&digits);
+                self.json.extend_from_slice(b"\\\"\",\"age\":");
+                self.put_number(entry.age.as_secs());
+                self.json.push(b',');
                 self.put_value(&value);
                 self.json.extend_from_slice(b"},");
             }
@@ -191,7 +194,12 @@ impl Results {
     fn begin(&mut self, key: &str, status: u16) {
         self.json.extend_from_slice(b"{\"key\":");
         self.put_text(key);
-        write!(self.json, ",\"status\":{status}").expect(IN_MEMORY);
+        self.json.extend_from_slice(b",\"status\":");
+        self.put_number(status);
+    }
+
+    fn put_number(&mut self, number: impl itoa::Integer) {
+        self.json.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     }
 
     /// A value inside JSON: as it is where it is JSON, as a text where it is one, else as base64.
@@ -214,7 +222,7 @@ impl Results {
     fn put_text(&mut self, text: &str) {
         match is_plain(text.as_bytes()) {
             true => self.put_plain(text.as_bytes()),
-            false => serde_json::to_writer(&mut self.json, text).expect(IN_MEMORY),
+            false => serde_json::to_writer(&mut self.json, text).expect("memory takes what is written"),
         }
     }
 
@@ -225,13 +233,10 @@ impl Results {
     }
 }
 
-/// Why nothing can fail that is written to a `Vec`.
-const IN_MEMORY: &str = "memory takes what is written";
-
 /// Whether these bytes stand in a JSON string as they are: printable ASCII without quotes and backslashes. Without a way out
 /// in the middle, so that many bytes are looked at together.
 fn is_plain(bytes: &[u8]) -> bool {
-    let is_plain = |byte: u8| (byte >= b' ') & (byte < 0x7f) & (byte != b'"') & (byte != b'\\');
+    let is_plain = |byte: u8| (b' '..0x7f).contains(&byte) & (byte != b'"') & (byte != b'\\');
     bytes.iter().fold(true, |all, &byte| all & is_plain(byte))
 }
 

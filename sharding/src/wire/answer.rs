@@ -215,9 +215,13 @@ impl Answer {
     /// Appends the frame that [`AnswerBody::Value`] makes of these.
     pub fn encode_value(id: u32, entry: &Entry, etag: Etag, value: &[u8], out: &mut BytesMut) {
         frame(out, VALUE, |out| {
-            out.put_u32_le(id);
-            entry.encode(out);
-            out.put_u128_le(etag.0);
+            // As the request for it.
+            let mut head = [0; 4 + 14 + 16];
+            let mut fields = &mut head[..];
+            fields.put_u32_le(id);
+            entry.encode(&mut fields);
+            fields.put_u128_le(etag.0);
+            out.put_slice(&head);
             out.put_slice(value);
         });
     }
@@ -327,7 +331,7 @@ impl AnswerBody {
 }
 
 impl Entry {
-    fn encode(&self, out: &mut BytesMut) {
+    fn encode(&self, out: &mut impl BufMut) {
         out.put_u8(match self.served {
             Served::Hit => 0,
             Served::Stale => 1,

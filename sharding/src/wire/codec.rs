@@ -17,12 +17,23 @@ impl Etag {
     pub fn of(value: &[u8]) -> Self {
         Self(twox_hash::XxHash3_128::oneshot(value))
     }
+
+    /// As it stands in HTTP: 32 hexadecimal digits in quotes.
+    #[must_use]
+    pub fn text(self) -> [u8; 34] {
+        const DIGITS: [u8; 16] = *b"0123456789abcdef";
+        let mut text = [b'"'; 34];
+        for (pair, byte) in text[1..33].chunks_exact_mut(2).zip(self.0.to_be_bytes()) {
+            pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 0xf)]]);
+        }
+        text
+    }
 }
 
-/// As it stands in HTTP: 32 hexadecimal digits in quotes.
+/// As [`Etag::text`].
 impl fmt::Display for Etag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{:032x}\"", self.0)
+        f.write_str(std::str::from_utf8(&self.text()).expect("digits are ASCII"))
     }
 }
 
@@ -43,7 +54,7 @@ pub(super) fn put_short(out: &mut BytesMut, bytes: &[u8]) {
     out.put_slice(bytes);
 }
 
-pub(super) fn put_epoch(out: &mut BytesMut, epoch: Epoch) {
+pub(super) fn put_epoch(out: &mut impl BufMut, epoch: Epoch) {
     out.put_u64_le(epoch.term.counter);
     out.put_u16_le(epoch.term.seed);
     out.put_u64_le(epoch.seq);
@@ -139,5 +150,17 @@ impl Fields {
 
     const fn short_of(&self) -> WireError {
         WireError::Length { kind: self.kind }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_written_in_hexadecimal() {
+        for etag in [Etag(0), Etag(u128::MAX), Etag(0x0123_4567_89ab_cdef_0011_2233_4455_6677)] {
+            assert_eq!(etag.to_string(), format!("\"{:032x}\"", etag.0));
+        }
     }
 }
