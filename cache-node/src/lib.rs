@@ -39,7 +39,6 @@ use membership::{Membership, Place};
 use node::Node;
 use shard_region::{Lanes, ShardRegion};
 
-pub use shard::entries::ENTRY_OVERHEAD_BYTES;
 pub use shard::freshness::Freshness;
 
 /// Messages between nodes and seeds that may wait for this node.

@@ -77,7 +77,7 @@ impl PassThrough {
             Ok(loaded) => {
                 let lifetime = region.freshness.lifetime(loaded.sent, loaded.content.is_none(), fastrand::f64());
                 let entry = Entry { content: loaded.content, reason: LoadReason::PassThrough, lifetime };
-                (shard::answer(&entry, Served::PassedThrough, false, StdInstant::now()), loaded.sent)
+                (shard::answer(entry, Served::PassedThrough, false, StdInstant::now()), loaded.sent)
             }
             Err(error) => (AnswerBody::Failed(error.failure()), StdInstant::now()),
         }

@@ -277,7 +277,7 @@ impl Shard {
             if is_fresh { (Served::Hit, &region.metrics.hit) } else { (Served::Stale, &region.metrics.stale) };
         counter.inc();
         let lifetime = entry.lifetime;
-        waiter.reply.send(answer(&entry.to_owned(), served, true, now));
+        waiter.reply.send(answer(entry.to_owned(), served, true, now));
         let wants_refresh =
             if is_fresh { self.wants_ahead(key.0, &lifetime, now) } else { self.refreshes_from[key.0] <= now };
         if wants_refresh {
@@ -430,7 +430,7 @@ impl Shard {
                         _ => (Served::Joined, &metrics.joined),
                     };
                     counter.inc();
-                    reply.send(answer(&entry, served, kept, now));
+                    reply.send(answer(entry.clone(), served, kept, now));
                 }
             }
             Err(error) => {
@@ -495,10 +495,10 @@ pub(crate) fn how(lifetime: &Lifetime, served: Served, kept: bool, now: Instant)
     WireEntry { served, kept, age: lifetime.since_sent(now), ttl_ms: lifetime.ttl_ms(now) }
 }
 
-pub(crate) fn answer(entry: &Entry, served: Served, kept: bool, now: Instant) -> AnswerBody {
+pub(crate) fn answer(entry: Entry, served: Served, kept: bool, now: Instant) -> AnswerBody {
     let how = how(&entry.lifetime, served, kept, now);
-    match &entry.content {
-        Some((value, etag)) => AnswerBody::Value { entry: how, etag: *etag, value: value.clone() },
+    match entry.content {
+        Some((value, etag)) => AnswerBody::Value { entry: how, etag, value },
         None => AnswerBody::Absent(how),
     }
 }

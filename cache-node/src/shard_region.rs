@@ -33,7 +33,7 @@ const SWEEP_PERIOD: Duration = Duration::from_secs(30);
 /// A larger value is not copied to those that leave with it: it goes by the actor, as a handle.
 const HIT_BYTES_MAX: usize = 256 * 1024;
 /// Pause between two parts of a sweep.
-const SWEEP_PAUSE: Duration = Duration::from_millis(100);
+const SWEEP_PAUSE: Duration = Duration::from_millis(250);
 
 /// A shard that is served on this lane.
 struct Served {

@@ -215,7 +215,7 @@ impl Answer {
     /// Appends the frame that [`AnswerBody::Value`] makes of these.
     pub fn encode_value(id: u32, entry: &Entry, etag: Etag, value: &[u8], out: &mut BytesMut) {
         frame(out, VALUE, |out| {
-            // As the request for it.
+            // Written apart, as in `AskRef::encode`.
             let mut head = [0; 4 + 14 + 16];
             let mut fields = &mut head[..];
             fields.put_u32_le(id);

@@ -9,14 +9,18 @@ use std::collections::VecDeque;
 
 use super::record::{RECORD_BYTES_MAX, Record};
 
-/// A new segment has this part of the bytes that are in use, so that little is empty in a small log,
+/// A new segment has one in so many of the bytes that are in use, so that little is empty in a small log.
 const SEGMENT_PART: usize = 16;
-/// but no less than that, and no more.
+/// It has no less than that, and no more.
 const SEGMENT_BYTES_MIN: usize = 4 * 1024;
 const SEGMENT_BYTES_MAX: u32 = 64 * 1024;
 const _: () = assert!(RECORD_BYTES_MAX < SEGMENT_BYTES_MAX as usize);
-/// Holes may have this part of the bytes that are in use.
+/// One in so many of the bytes that are in use may be in holes.
 const HOLES_PART: usize = 8;
+/// Beside as many as there are others, so many segments may be without memory.
+const GAPS_MAX: usize = 8;
+/// Most segments that are cleaned at a time: nobody is served meanwhile. What is left is cleaned with the next changes.
+const CLEANED_MAX: usize = 4;
 
 /// Where an entry lies in its log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +48,10 @@ struct Segment {
 }
 
 impl Segment {
+    const fn is_gap(&self) -> bool {
+        self.bytes.capacity() == 0
+    }
+
     fn record(&self, at: usize) -> Record<&[u8]> {
         Record::first_of(&self.bytes[at..])
     }
@@ -63,8 +71,11 @@ impl Segment {
 /// First in, first out, but for what is taken out of the middle and what is moved for it.
 #[derive(Debug, Default)]
 pub(super) struct Log {
-    /// The last one is written to. One that has nothing alive has no memory.
+    /// The last one is written to. One that has nothing alive has no memory, unless it is the last; it stays until all before
+    /// it are gone.
     segments: VecDeque<Segment>,
+    /// Segments without memory.
+    n_gaps: usize,
     /// Number of the first.
     first: u32,
     len: usize,
@@ -107,7 +118,11 @@ impl Log {
             let size = (self.used / SEGMENT_PART).clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX as usize);
             // Room for whole records, if all are as long as this one.
             let size = (size / bytes.len()).max(1) * bytes.len();
-            self.segments.push_back(Segment { bytes: Vec::with_capacity(size), ..Segment::default() });
+            let bytes = Vec::with_capacity(size);
+            match self.segments.back_mut().filter(|last| last.n_live == 0 && !last.is_gap()) {
+                Some(last) => last.bytes = bytes,
+                None => self.segments.push_back(Segment { bytes, ..Segment::default() }),
+            }
         }
         let last = self.segments.len() - 1;
         let segment = &mut self.segments[last];
@@ -153,8 +168,16 @@ impl Log {
         self.charge -= charge;
         self.len -= 1;
         self.segments[index].n_live -= 1;
-        if self.segments[index].n_live == 0 {
-            self.clear(index);
+        if self.segments[index].n_live > 0 {
+            return;
+        }
+        let goes_on = self.len > 0 && index + 1 == self.segments.len();
+        let mut segment = self.clear(index);
+        if goes_on {
+            // Others come there; it still has its place, since something before it is alive.
+            segment.bytes.clear();
+            self.segments[index] = Segment { bytes: segment.bytes, ..Segment::default() };
+            self.n_gaps -= 1;
         }
     }
 
@@ -163,9 +186,10 @@ impl Log {
         let segment = std::mem::take(&mut self.segments[index]);
         self.used -= segment.bytes.len() - segment.begin;
         self.holes -= segment.holes;
-        while self.segments.front().is_some_and(|first| first.bytes.is_empty()) {
-            self.segments.pop_front();
+        self.n_gaps += 1;
+        while let Some(first) = self.segments.pop_front_if(|first| first.n_live == 0) {
             self.first = self.first.wrapping_add(1);
+            self.n_gaps -= usize::from(first.is_gap());
         }
         segment
     }
@@ -178,11 +202,18 @@ impl Log {
         self.charge = self.charge - before + record.charge();
     }
 
-    /// Closes holes if there are too many; tells of every record that is elsewhere now, and where it was.
+    /// Closes holes and gaps if there are too many; tells of every record that is elsewhere now, and where it was.
     pub(super) fn clean(&mut self, mut moved: impl FnMut(Record<&[u8]>, Spot, Spot)) {
-        while self.holes > (self.used / HOLES_PART).max(SEGMENT_BYTES_MIN) {
-            let by_holes = self.segments.iter().enumerate().max_by_key(|(_, segment)| segment.holes);
-            let Some((index, _)) = by_holes else { return };
+        for _ in 0..CLEANED_MAX {
+            let index = if self.n_gaps > self.segments.len() / 2 + GAPS_MAX {
+                // It holds those behind it.
+                0
+            } else if self.holes > (self.used / HOLES_PART).max(SEGMENT_BYTES_MIN) {
+                let by_holes = self.segments.iter().enumerate().max_by_key(|(_, segment)| segment.holes);
+                by_holes.map_or(0, |(index, _)| index)
+            } else {
+                return;
+            };
             let number = self.first.wrapping_add(u32::try_from(index).expect("fewer segments than numbers"));
             let old = self.clear(index);
             for (at, record) in old.live() {
@@ -207,6 +238,8 @@ impl Log {
         let room = SEGMENT_BYTES_MIN.max(RECORD_BYTES_MAX);
         assert!(capacity <= 2 * (used + room) + room, "{capacity} bytes for {used}");
         assert!(self.segments.front().is_none_or(|first| first.n_live > 0), "what is dead is given back");
+        assert_eq!(self.n_gaps, self.segments.iter().filter(|segment| segment.is_gap()).count());
+        assert!(self.n_gaps <= self.segments.len() / 2 + GAPS_MAX, "{} of {}", self.n_gaps, self.segments.len());
     }
 
     /// All records, the oldest first.

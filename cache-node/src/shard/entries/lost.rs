@@ -5,9 +5,8 @@ use crate::metrics::LoadReason;
 /// Fewest keys that there is room for.
 const MARKS_MIN: usize = 256;
 
-/// For each of them why it will be loaded again. A table of marks: where two keys meet, the first is forgotten. There are
-/// twice as many marks as there are entries, so most of what was lost within the time in which all is exchanged is
-/// remembered.
+/// For each of them why it will be loaded again. A table of marks, at least as many as there are entries: where two keys meet,
+/// the first is forgotten.
 #[derive(Debug, Default)]
 pub(super) struct Lost {
     /// The upper bits of a hash, then which reason. 0: none.
@@ -28,7 +27,7 @@ impl Lost {
     pub(super) fn note(&mut self, hash: u64, is_evicted: bool, n_entries: usize) {
         if self.marks.len() < n_entries || self.marks.is_empty() {
             // Which keys the old marks stand for cannot be told any more.
-            self.marks = vec![0; (2 * n_entries).next_power_of_two().max(MARKS_MIN)].into();
+            self.marks = vec![0; n_entries.next_power_of_two().max(MARKS_MIN)].into();
         }
         let place = self.place(hash);
         self.marks[place] = upper(hash) | if is_evicted { EVICTED } else { INVALIDATED };

@@ -48,6 +48,7 @@ pub(super) struct Record<B>(pub(super) B);
 
 /// The record of an entry. `is_handed`: another node had it before. Requires: a key of at most [`KEY_BYTES_MAX`] bytes.
 pub(super) fn make(key: &[u8], entry: &Entry, is_handed: bool, large: &mut Slab<Bytes>) -> Record<Vec<u8>> {
+    assert!(key.len() <= KEY_BYTES_MAX, "keys that come in are bounded");
     let value = entry.content.as_ref().map(|(value, _)| value);
     let mut record =
         Vec::with_capacity(HEAD_BYTES + key.len() + value.map_or(0, |value| value.len().min(VALUE_BYTES_INSIDE)));
