@@ -90,6 +90,7 @@ fn a_node_that_joins_gets_its_share_with_its_entries() {
 
 #[test]
 fn shards_that_move_for_the_sake_of_load_take_their_entries_along() {
+    let mut n_moved = 0;
     for seed in 0..10 {
         let mut world = filled(seed, true);
         let before = memories(&world);
@@ -100,9 +101,12 @@ fn shards_that_move_for_the_sake_of_load_take_their_entries_along() {
         world.run_until(world.real + 2 * Times::default().movement).expect("no violation");
         world.has_loads = false;
         world.run_until(world.real + MOVED_MAX).expect("no violation");
-        assert!(world.is_whole() && owned != masks(&world), "nothing has moved");
+        assert!(world.is_whole());
+        // Chance may have loaded all alike, or have had them move back.
+        n_moved += usize::from(owned != masks(&world));
         assert_eq!((memories(&world), world.history.counts.cold), (before, 0));
     }
+    assert!(n_moved > 5, "{n_moved}");
 }
 
 #[test]
