@@ -187,9 +187,10 @@ impl Log {
         self.used -= segment.bytes.len() - segment.begin;
         self.holes -= segment.holes;
         self.n_gaps += 1;
-        while let Some(first) = self.segments.pop_front_if(|first| first.n_live == 0) {
-            self.first = self.first.wrapping_add(1);
+        while let Some(first) = self.segments.front().filter(|first| first.n_live == 0) {
             self.n_gaps -= usize::from(first.is_gap());
+            self.segments.pop_front();
+            self.first = self.first.wrapping_add(1);
         }
         segment
     }
