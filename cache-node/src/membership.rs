@@ -18,7 +18,7 @@ use sharding::id::{NodeId, ShardId};
 use sharding::load::{Meters, ShardCount};
 use sharding::map::Member;
 use sharding::membership::{Incarnation, Reply, Transfer};
-use sharding::ownership::{Audience, Effect, Identity, Ownership};
+use sharding::ownership::{Effect, Identity, Ownership};
 use sharding::proposer::Proposal;
 use sharding::seed::{Output, Seed};
 use sharding::times::{Now, Times};
@@ -232,10 +232,10 @@ impl Membership {
         }
         let node = Arc::clone(&self.node);
         let used = || node.spendings().map(Spending::used).collect();
-        if let Some((audience, renew)) = self.ownership.poll_renew(now, used) {
+        if let Some(renew) = self.ownership.poll_renew(now, used) {
             wake = wake.min(self.ownership.next_renew());
-            self.to_seeds(audience, &Control::Renew(renew.clone()));
-            if let Some(seed) = self.seed.as_mut().filter(|_| self.ordinal.is_some_and(|me| audience.includes(me))) {
+            self.to_seeds(&Control::Renew(renew.clone()));
+            if let Some(seed) = &mut self.seed {
                 seed.handle_renew(now, renew);
             }
         }
@@ -279,20 +279,17 @@ impl Membership {
     }
 
     fn propose(&mut self, now: Now, proposal: Proposal) {
-        self.to_seeds(Audience::EverySeed, &Control::Proposal(proposal));
+        self.to_seeds(&Control::Proposal(proposal));
         let (Some(seed), Some(ordinal)) = (&mut self.seed, self.ordinal) else { return };
         if let Some(vote) = seed.handle_proposal(now, proposal) {
             seed.handle_vote(now, ordinal, vote);
         }
     }
 
-    /// To other seeds than this one.
-    fn to_seeds(&self, audience: Audience, control: &Control) {
-        for (seed, link) in (0..).zip(&self.links) {
-            if let Some(link) = link.as_ref().filter(|_| audience.includes(seed)) {
-                // A full queue is a bad link.
-                let _ = link.try_send(control.clone());
-            }
+    fn to_seeds(&self, control: &Control) {
+        for link in self.links.iter().flatten() {
+            // A full queue is a bad link.
+            let _ = link.try_send(control.clone());
         }
     }
 

@@ -56,7 +56,7 @@ pub struct Transfer {
     pub peer: NodeId,
 }
 
-/// A node asks for its lease: every period each seed, and at once the one that coordinates when something changed.
+/// A node asks for its lease: every period, and at once when something changed. It goes to every seed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Renew {
     /// Who it is and where it takes data connections.

@@ -1,6 +1,6 @@
 //! Node side: what this node may serve, since when, and until when.
 //!
-//! The shell sends what [`Ownership::poll_renew`] gives out to whom it is for, puts the answers in, and performs what
+//! The shell sends what [`Ownership::poll_renew`] gives out to every seed, puts the answers in, and performs what
 //! [`Ownership::poll_effect`] gives out. Whatever a node does as an owner it does while [`Effect::Lease`] holds.
 
 use std::collections::VecDeque;
@@ -69,23 +69,6 @@ struct Held {
     is_sealed: bool,
 }
 
-/// To whom a request goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Audience {
-    /// Once a period: whichever coordinates learns that the node is there.
-    EverySeed,
-    /// What is said in between concerns only the seed of this ordinal, which coordinates.
-    Seed(u16),
-}
-
-impl Audience {
-    /// Whether the seed of this ordinal is meant.
-    #[must_use]
-    pub fn includes(self, ordinal: u16) -> bool {
-        self == Self::EverySeed || self == Self::Seed(ordinal)
-    }
-}
-
 /// Decides what a node serves. One for each node; only its own thread changes it.
 #[derive(Debug)]
 pub struct Ownership {
@@ -110,8 +93,6 @@ pub struct Ownership {
     shares: Vec<BudgetShare>,
     map: Option<Arc<ShardMap>>,
     next_renew: Duration,
-    /// When every seed is asked next.
-    next_round: Duration,
     is_leaving: bool,
     has_left: bool,
     effects: VecDeque<Effect>,
@@ -137,7 +118,6 @@ impl Ownership {
             shares: Vec::new(),
             map: None,
             next_renew: now.boot,
-            next_round: now.boot,
             is_leaving: false,
             has_left: false,
             effects: VecDeque::new(),
@@ -362,9 +342,9 @@ impl Ownership {
         self.seen = self.seen.max(epoch);
     }
 
-    /// A request for the lease, when it is time for one, and to whom it goes. `budgets` says, for each database with a
+    /// A request for the lease, when it is time for one; it goes to every seed. `budgets` says, for each database with a
     /// budget, how many slots operations hold at this moment, and how many could be made use of.
-    pub fn poll_renew(&mut self, now: Now, budgets: impl FnOnce() -> Vec<BudgetUse>) -> Option<(Audience, Renew)> {
+    pub fn poll_renew(&mut self, now: Now, budgets: impl FnOnce() -> Vec<BudgetUse>) -> Option<Renew> {
         if self.is_leaving && !self.has_left && !self.holds(now) {
             // Nobody can take anything over from it any more.
             self.leave();
@@ -372,14 +352,7 @@ impl Ownership {
         if now.boot < self.next_renew || self.has_left {
             return None;
         }
-        let audience = match self.term() {
-            Some(term) if now.boot < self.next_round => Audience::Seed(term.seed),
-            _ => {
-                self.next_round = now.boot + self.times.period;
-                Audience::EverySeed
-            }
-        };
-        self.next_renew = self.next_round;
+        self.next_renew = now.boot + self.times.period;
         self.request += 1;
         self.sent.retain(|(_, asked)| now.boot < asked.boot + self.times.lease);
         self.sent.push_back((self.request, now));
@@ -395,7 +368,7 @@ impl Ownership {
             used.held = share.map_or(0, |share| share.slots).max(used.held);
         }
         let loads = self.new_loads(&held);
-        let renew = Renew {
+        Some(Renew {
             member: self.me.member.clone(),
             incarnation: self.me.incarnation,
             identity: self.me.identity.clone(),
@@ -409,8 +382,7 @@ impl Ownership {
             sealed: self.sealed().collect(),
             budgets,
             is_leaving: self.is_leaving,
-        };
-        Some((audience, renew))
+        })
     }
 
     /// The loads of what is held, when there is news and all have been measured.
@@ -465,7 +437,7 @@ mod tests {
     fn renew(ownership: &mut Ownership, now: Now, greeting: Greeting) -> Renew {
         ownership.handle_reply(now, &Reply::Hello { incarnation: Incarnation(1), greeting });
         ownership.next_renew = now.boot;
-        let (_, renew) = ownership.poll_renew(now, Vec::new).expect("it is time");
+        let renew = ownership.poll_renew(now, Vec::new).expect("it is time");
         let since = Epoch { term: Term { counter: 1, seed: 0 }, seq: 1 };
         let tenure = |shard| Tenure { shard: ShardId(shard), since, after: After::Nobody };
         let grant = Grant {

@@ -199,7 +199,7 @@ impl Node {
             self.ownership.handle_sealed(now, shard, since);
             self.counts.remove(&shard);
         }
-        let renew = self.ownership.poll_renew(now, Vec::new).map(|(_, renew)| renew);
+        let renew = self.ownership.poll_renew(now, Vec::new);
         while let Some(effect) = self.ownership.poll_effect() {
             match effect {
                 Effect::Serve { shard, .. } => drop(self.counts.insert(shard, 0)),

@@ -12,7 +12,7 @@ use sharding::fence::Numbers;
 use sharding::id::{DatabaseName, NShards, NodeId};
 use sharding::map::{Member, ShardMap};
 use sharding::membership::Incarnation;
-use sharding::ownership::{Audience, Identity, Ownership};
+use sharding::ownership::{Identity, Ownership};
 use sharding::seed::{Output, Seed};
 use sharding::times::{Now, Times};
 
@@ -363,7 +363,7 @@ impl World {
             wake = wake.min(seed.poll(now));
             while let Some(output) = seed.poll_output() {
                 match output {
-                    Output::Proposal(proposal) => to_seeds.push((Audience::EverySeed, Message::Proposal(proposal))),
+                    Output::Proposal(proposal) => to_seeds.push(Message::Proposal(proposal)),
                     Output::Reply(to, reply) => replies.push((to, Message::Reply(reply))),
                 }
             }
@@ -377,19 +377,17 @@ impl World {
         }
         let purse = &mut life.purse;
         let used = || vec![BudgetUse { database: budgeted().database, held: purse.held(now), demand: 20 }];
-        if let Some((audience, renew)) = life.ownership.poll_renew(now, used) {
-            to_seeds.push((audience, Message::Renew(renew)));
+        if let Some(renew) = life.ownership.poll_renew(now, used) {
+            to_seeds.push(Message::Renew(renew));
         }
         life.perform(now);
         wake = wake.min(life.serving.next_timeout().unwrap_or(wake));
         if !life.has_left {
             wake = wake.min(life.ownership.next_renew());
         }
-        for (audience, message) in to_seeds {
+        for message in to_seeds {
             for to in 0..self.n_seeds {
-                if audience.includes(u16::try_from(to).expect("a few seeds")) {
-                    self.send(node, to, message.clone());
-                }
+                self.send(node, to, message.clone());
             }
         }
         for (to, reply) in replies {
