@@ -1,8 +1,7 @@
 //! The actor of a shard, and what the connections of its lane share with it.
 //!
 //! Everything changes a shard by a message to its actor, one after the other. What a fresh entry answers changes nothing but
-//! counts of use, so
-//! a connection takes it where it lies: a message would cost more than the answer.
+//! counts of use, so a connection takes it where it lies: a message would cost more than the answer.
 
 use std::cell::RefCell;
 use std::rc::Rc;

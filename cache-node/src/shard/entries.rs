@@ -417,6 +417,13 @@ mod tests {
         number.to_le_bytes()
     }
 
+    /// Puts entries of these numbers in, all of one length.
+    fn fill(entries: &mut Entries, numbers: std::ops::Range<u32>, len: usize, now: Instant) {
+        for number in numbers {
+            entries.insert(&key(number), &entry(len, now)).expect("fits");
+        }
+    }
+
     #[test]
     fn the_bound_holds_whatever_is_put_in() {
         const BOUND: u64 = 64 * 1024;
@@ -437,9 +444,7 @@ mod tests {
     fn all_that_fits_is_kept() {
         let (mut entries, gauges) = entries(100 * (1024 + 4 + ENTRY_OVERHEAD_BYTES));
         let now = Instant::now();
-        for number in 0..100 {
-            entries.insert(&key(number), &entry(1024, now)).expect("fits");
-        }
+        fill(&mut entries, 0..100, 1024, now);
         assert!((0..100).all(|number| entries.get(&key(number), now).is_some()));
         assert_eq!(gauges.entries.get(), 100);
     }
@@ -474,9 +479,7 @@ mod tests {
         entries.insert(&key(0), &entry(500, now)).expect("fits");
         entries.insert(&key(0), &entry(400, now)).expect("fits");
         assert_eq!(entries.why_lost(&key(0)), None, "it was replaced");
-        for number in 1..100 {
-            entries.insert(&key(number), &entry(500, now)).expect("fits");
-        }
+        fill(&mut entries, 1..100, 500, now);
         let missing: Vec<u32> = (0..100).filter(|number| entries.peek(&key(*number)).is_none()).collect();
         let is_evicted = |number: &u32| entries.why_lost(&key(*number)) == Some(LoadReason::Evicted);
         let n_evicted = missing.iter().copied().filter(is_evicted).count();
@@ -496,9 +499,7 @@ mod tests {
             entries.insert(&key(number), &entry(100, now)).expect("fits");
             assert!(entries.get(&key(number), now).is_some());
         }
-        for number in 500..20_000 {
-            entries.insert(&key(number), &entry(100, now)).expect("fits");
-        }
+        fill(&mut entries, 500..20_000, 100, now);
         let n_left = (0..500).filter(|number| entries.peek(&key(*number)).is_some()).count();
         assert!(n_left >= 498, "each was asked for, and nothing of the scan was: {n_left}");
     }
@@ -507,14 +508,10 @@ mod tests {
     fn what_was_evicted_too_early_does_not_wait_again() {
         let (mut entries, _) = entries(1000 * (100 + 4 + ENTRY_OVERHEAD_BYTES));
         let now = Instant::now();
-        for number in 0..1001 {
-            entries.insert(&key(number), &entry(100, now)).expect("fits");
-        }
+        fill(&mut entries, 0..1001, 100, now);
         assert_eq!(entries.why_lost(&key(0)), Some(LoadReason::Evicted));
         entries.insert(&key(0), &entry(100, now)).expect("fits");
-        for number in 2000..3000 {
-            entries.insert(&key(number), &entry(100, now)).expect("fits");
-        }
+        fill(&mut entries, 2000..3000, 100, now);
         assert!(entries.peek(&key(0)).is_some() && entries.peek(&key(1000)).is_none());
     }
 
@@ -616,7 +613,7 @@ mod tests {
                 let size = (gauges.entries.get(), u64::try_from(gauges.bytes.get()).expect("never negative"));
                 prop_assert_eq!(size, (there.len() as i64, there.iter().map(|(_, bytes)| bytes).sum()));
                 prop_assert_eq!(entries.table.len(), there.len());
-                let n_large = there.iter().filter(|(_, bytes)| *bytes > 4 + 8 * 1024 + ENTRY_OVERHEAD_BYTES).count();
+                let n_large = there.iter().filter(|(_, bytes)| *bytes > (4 + record::VALUE_BYTES_INSIDE) as u64 + ENTRY_OVERHEAD_BYTES).count();
                 prop_assert_eq!(entries.large.len(), n_large);
                 entries.queues.0.iter().for_each(Log::check);
             }
@@ -640,9 +637,7 @@ mod tests {
     fn a_smaller_bound_gives_up_what_is_over_it() {
         let (mut entries, gauges) = entries(100_000);
         let now = Instant::now();
-        for number in 0..100 {
-            entries.insert(&key(number), &entry(500, now)).expect("fits");
-        }
+        fill(&mut entries, 0..100, 500, now);
         entries.resize(5_000);
         assert!(gauges.bytes.get() <= 5_000 && gauges.bytes.get() > 0, "{}", gauges.bytes.get());
     }

@@ -139,7 +139,7 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
-    /// A whole microsecond after the first.
+    /// A whole number of microseconds.
     static NOW: LazyLock<Instant> = LazyLock::new(|| *START + SECOND);
     const TIMES: Freshness = Freshness { ttl: SECOND, max_stale: Duration::from_secs(10), absent_ttl: SECOND };
 

@@ -212,7 +212,7 @@ impl Results {
             self.put_plain(value);
         } else if let Ok(text) = std::str::from_utf8(value) {
             self.json.extend_from_slice(b"\"text\":");
-            self.put_text(text);
+            self.put_escaped(text);
         } else {
             self.json.extend_from_slice(b"\"base64\":");
             self.put_plain(BASE64.encode(value).as_bytes());
@@ -222,8 +222,12 @@ impl Results {
     fn put_text(&mut self, text: &str) {
         match is_plain(text.as_bytes()) {
             true => self.put_plain(text.as_bytes()),
-            false => serde_json::to_writer(&mut self.json, text).expect("memory takes what is written"),
+            false => self.put_escaped(text),
         }
+    }
+
+    fn put_escaped(&mut self, text: &str) {
+        serde_json::to_writer(&mut self.json, text).expect("memory takes what is written");
     }
 
     fn put_plain(&mut self, text: &[u8]) {

@@ -34,6 +34,10 @@ pub(super) struct Spot {
 impl Spot {
     /// The largest `at` that there is.
     pub(super) const AT_MAX: u32 = SEGMENT_BYTES_MAX - 1;
+
+    fn new(segment: u32, at: usize) -> Self {
+        Self { segment, at: u32::try_from(at).expect("within a segment") }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -100,6 +104,10 @@ impl Log {
         spot.segment.wrapping_sub(self.first) as usize
     }
 
+    fn number(&self, index: usize) -> u32 {
+        self.first.wrapping_add(u32::try_from(index).expect("fewer segments than numbers"))
+    }
+
     pub(super) fn get(&self, spot: Spot) -> Record<&[u8]> {
         self.segments[self.index(spot)].record(spot.at as usize)
     }
@@ -132,8 +140,7 @@ impl Log {
         self.len += 1;
         self.used += bytes.len();
         self.charge += record.charge();
-        let number = |index: usize| u32::try_from(index).expect("fewer segments than numbers");
-        Spot { segment: self.first.wrapping_add(number(last)), at: number(at) }
+        Spot::new(self.number(last), at)
     }
 
     /// Takes the first record out, and says where it was.
@@ -148,7 +155,7 @@ impl Log {
         self.holes -= holes;
         first.holes -= holes;
         first.begin = end;
-        let spot = Spot { segment: self.first, at: u32::try_from(at).expect("within a segment") };
+        let spot = Spot::new(self.first, at);
         self.leave(0, record.charge());
         Some((spot, record))
     }
@@ -215,13 +222,13 @@ impl Log {
             } else {
                 return;
             };
-            let number = self.first.wrapping_add(u32::try_from(index).expect("fewer segments than numbers"));
+            let number = self.number(index);
             let old = self.clear(index);
             for (at, record) in old.live() {
                 self.len -= 1;
                 self.charge -= record.charge();
                 let spot = self.push(&record);
-                moved(record, Spot { segment: number, at: u32::try_from(at).expect("within a segment") }, spot);
+                moved(record, Spot::new(number, at), spot);
             }
         }
     }
@@ -245,10 +252,9 @@ impl Log {
 
     /// All records, the oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Spot, Record<&[u8]>)> {
-        let numbered = (0_u32..).map(|index| self.first.wrapping_add(index)).zip(&self.segments);
-        numbered.flat_map(|(segment, of)| {
-            of.live()
-                .map(move |(at, record)| (Spot { segment, at: u32::try_from(at).expect("within a segment") }, record))
+        self.segments.iter().enumerate().flat_map(|(index, of)| {
+            let segment = self.number(index);
+            of.live().map(move |(at, record)| (Spot::new(segment, at), record))
         })
     }
 }
