@@ -6,10 +6,11 @@
 use std::collections::HashSet;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::processes::{Pids, Role};
+use super::processes::{Pids, Role, Sockets};
 
 /// Looks for the process at the other end of a connection, and the first pause between them; it grows.
 const LOOKS_MAX: u32 = 6;
@@ -18,10 +19,11 @@ const LOOK_PAUSE: Duration = Duration::from_millis(5);
 /// A process of the cluster: what it is, and of which pod.
 pub type Party = (Role, usize);
 
-/// The relays of a cluster, one before each node. They end with the test's process.
+/// The relays of a cluster, one before each node. Dropping this ends them, and what waits at a cut link.
 #[derive(Debug)]
 pub(super) struct Links {
     shared: Arc<Shared>,
+    relays: Vec<SocketAddr>,
 }
 
 #[derive(Debug)]
@@ -30,17 +32,27 @@ struct Shared {
     cuts: Mutex<HashSet<(Party, Party)>>,
     changed: Condvar,
     pids: Pids,
+    sockets: Mutex<Sockets>,
+    is_over: AtomicBool,
 }
 
 impl Links {
     /// Relays from each listener to the node of that pod.
     pub(super) fn start(relays: Vec<(TcpListener, SocketAddr)>, pids: Pids) -> io::Result<Self> {
-        let shared = Arc::new(Shared { cuts: Mutex::default(), changed: Condvar::new(), pids });
+        let addresses: io::Result<Vec<_>> = relays.iter().map(|(listener, _)| listener.local_addr()).collect();
+        let shared = Shared {
+            cuts: Mutex::default(),
+            changed: Condvar::new(),
+            sockets: Mutex::new(pids.sockets()),
+            pids,
+            is_over: AtomicBool::new(false),
+        };
+        let it = Self { shared: Arc::new(shared), relays: addresses? };
         for (pod, (listener, node)) in relays.into_iter().enumerate() {
-            let shared = Arc::clone(&shared);
+            let shared = Arc::clone(&it.shared);
             thread(format!("relay {pod}"), move || accept(&shared, &listener, (Role::Node, pod), node))?;
         }
-        Ok(Self { shared })
+        Ok(it)
     }
 
     /// From now on nothing passes from the one to the other. The way back stays as it is.
@@ -55,6 +67,17 @@ impl Links {
     }
 }
 
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.shared.is_over.store(true, Ordering::Relaxed);
+        self.heal();
+        for relay in &self.relays {
+            // Wakes it up; one that is gone already needs no waking.
+            let _ = TcpStream::connect(relay);
+        }
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, HashSet<(Party, Party)>> {
         self.cuts.lock().expect("nothing panics while it holds the lock")
@@ -65,7 +88,13 @@ impl Shared {
         // The kernel's table is read in pieces, and may miss one while others come and go.
         (0..LOOKS_MAX).find_map(|look| {
             std::thread::sleep(look * LOOK_PAUSE);
-            self.pids.of_socket(peer)
+            let asked = Instant::now();
+            let mut sockets = self.sockets.lock().expect("nothing panics while it holds the lock");
+            // One reading serves all who waited for it: a crowd of connections must not read a long table each.
+            if sockets.read_at() < asked {
+                *sockets = self.pids.sockets();
+            }
+            sockets.owner(peer)
         })
     }
 
@@ -77,6 +106,9 @@ impl Shared {
 
 fn accept(shared: &Arc<Shared>, listener: &TcpListener, to: Party, node: SocketAddr) {
     while let Ok((near, peer)) = listener.accept() {
+        if shared.is_over.load(Ordering::Relaxed) {
+            return;
+        }
         let shared = Arc::clone(shared);
         let relay = move || {
             let Some(from) = shared.whose(peer) else { return };

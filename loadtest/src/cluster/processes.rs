@@ -3,6 +3,7 @@
 //! One thread starts all of them: the kernel ends a child (`PR_SET_PDEATHSIG`) when the *thread* that started it ends,
 //! so it has to be one that lives as long as the cluster.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::SocketAddr;
@@ -211,24 +212,51 @@ impl Processes {
 #[derive(Debug)]
 pub(super) struct Pids(Arc<Shared>);
 
+/// Whose TCP sockets there were at a moment.
+#[derive(Debug)]
+pub(super) struct Sockets {
+    read_at: Instant,
+    /// By local address, as the kernel writes it.
+    owners: HashMap<String, (Role, usize)>,
+}
+
 impl Pids {
-    /// Role and pod of the process that has a TCP socket with this local address (proc_net_tcp(5), proc_pid_fd(5)).
-    pub(super) fn of_socket(&self, address: SocketAddr) -> Option<(Role, usize)> {
+    /// The sockets of all processes that run (`proc_net_tcp(5)`, `proc_pid_fd(5)`).
+    pub(super) fn sockets(&self) -> Sockets {
+        let read_at = Instant::now();
+        // Whoever's socket is missing is looked for again.
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+        let mut by_inode = HashMap::new();
+        for (index, process) in self.0.lock().iter().enumerate() {
+            let Life::Running { pid, .. } = process.life else { continue };
+            for file in std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+                let target = std::fs::read_link(file.path()).unwrap_or_default();
+                let inode = target.to_str().and_then(|target| target.strip_prefix("socket:[")?.strip_suffix(']'));
+                if let Some(inode) = inode {
+                    by_inode.insert(inode.to_owned(), (process.spec.role, index / 2));
+                }
+            }
+        }
+        let owner = |line: &str| {
+            let mut fields = line.split_whitespace().skip(1);
+            let local = fields.next()?;
+            by_inode.get(fields.nth(7)?).map(|owner| (local.to_owned(), *owner))
+        };
+        Sockets { read_at, owners: table.lines().filter_map(owner).collect() }
+    }
+}
+
+impl Sockets {
+    /// When the reading began.
+    pub(super) fn read_at(&self) -> Instant {
+        self.read_at
+    }
+
+    /// Role and pod of the process that has a socket with this local address.
+    pub(super) fn owner(&self, address: SocketAddr) -> Option<(Role, usize)> {
         let SocketAddr::V4(v4) = address else { return None };
         let local = format!("{:08X}:{:04X}", u32::from_ne_bytes(v4.ip().octets()), v4.port());
-        let table = std::fs::read_to_string("/proc/net/tcp").ok()?;
-        let inode = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find_map(|fields| {
-            (fields.get(1) == Some(&local.as_str())).then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
-        })?;
-        let socket = PathBuf::from(format!("socket:[{inode}]"));
-        let has_it = |pid: Pid| {
-            let files = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
-            files.flatten().find(|file| std::fs::read_link(file.path()).is_ok_and(|target| target == socket))
-        };
-        self.0.lock().iter().enumerate().find_map(|(index, process)| match process.life {
-            Life::Running { pid, .. } => has_it(pid).map(|_| (process.spec.role, index / 2)),
-            Life::None | Life::Ended(_) => None,
-        })
+        self.owners.get(&local).copied()
     }
 }
 
