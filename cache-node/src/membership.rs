@@ -59,6 +59,8 @@ pub(crate) enum Inbound {
     Hurry,
     /// A shard is sealed; since when it was ours.
     Sealed(ShardId, Epoch),
+    /// A shard has been taken over whole; since when it was the other's.
+    Taken(ShardId, Epoch),
     /// A database knows a fence of a shard since this epoch, which is above ours.
     Fence(ShardId, Epoch),
     /// What has been counted of each shard that is served.
@@ -184,6 +186,7 @@ impl Membership {
             (Inbound::Leave, _) => self.ownership.handle_leave(now),
             (Inbound::Hurry, _) => self.hurry(now),
             (Inbound::Sealed(shard, since), _) => self.ownership.handle_sealed(now, shard, since),
+            (Inbound::Taken(shard, since), _) => self.ownership.handle_taken(now, shard, since),
             (Inbound::Fence(shard, since), _) => self.ownership.handle_fence(now, shard, since),
             (Inbound::Counted(counts), _) => self.ownership.handle_loads(self.meters.measure(now.boot, counts)),
             (Inbound::FromSeed(from, Control::Vote(vote)), Some(seed)) => seed.handle_vote(now, from, vote),

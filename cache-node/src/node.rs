@@ -242,12 +242,14 @@ impl Node {
         self.inbox.set(inbox).expect("the inbox is told once");
     }
 
-    /// A shard is sealed. Its membership hears of it, however much it has to do.
-    pub(crate) fn tell_sealed(&self, shard: ShardId, since: Epoch) {
+    /// Tells this node's membership, however much it has to do; `then` comes when the news is in its inbox.
+    pub(crate) fn tell(&self, news: Inbound, then: impl FnOnce() + 'static) {
         let Some(inbox) = self.inbox.get().cloned() else { return };
         actix_rt::spawn(async move {
             // It ends only with the node.
-            let _ = inbox.send(Inbound::Sealed(shard, since)).await;
+            if inbox.send(news).await.is_ok() {
+                then();
+            }
         });
     }
 

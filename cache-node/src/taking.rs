@@ -16,6 +16,7 @@ use sharding::wire::{AnswerBody, Chunk, Etag, FailureCode, Handed, Pull, Request
 use tokio::time::sleep;
 use transport::upstream::Upstream;
 
+use crate::membership::Inbound;
 use crate::metrics::LoadReason;
 use crate::node::MovePage;
 use crate::shard::Work;
@@ -208,6 +209,8 @@ impl Taking {
         }
         if let Some(serve) = incoming.granted.take() {
             lane.grant_again(serve);
+        } else if is_sealed {
+            lane.node.tell(Inbound::Taken(shard, incoming.since), || {});
         }
     }
 

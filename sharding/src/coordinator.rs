@@ -305,10 +305,21 @@ impl Coordinator {
     }
 
     /// Frees what a node has given up: what it has sealed, and what it has stopped to serve after it was left out of a grant
-    /// that the node has acted on.
+    /// that the node has acted on. That a shard is sealed may be heard from the one that has taken it over first.
     fn release(&mut self, now: Now, renew: &Renew) {
         let next = Epoch { term: self.term, seq: self.seq + 1 };
         let mut has_given = false;
+        let may_take =
+            self.owners.get(&renew.incarnation).is_some_and(|owner| !owner.is_leaving && !owner.is_superseded);
+        for &(shard, since) in renew.taken.iter().filter(|_| may_take) {
+            if let Some(seat) = self.seats.get_mut(shard.index())
+                && seat.owner().is_some_and(|(by, theirs)| by != renew.incarnation && theirs == since)
+            {
+                self.balance.handle_moved(now, shard);
+                *seat = Seat::Owned { by: renew.incarnation, since: next, after: After::Sealed(since) };
+                has_given = true;
+            }
+        }
         for &(shard, since) in &renew.sealed {
             let Some(seat) = self.seats.get_mut(shard.index()) else { continue };
             if seat.owner() != Some((renew.incarnation, since)) {

@@ -82,6 +82,9 @@ pub struct Renew {
     pub loads: Vec<ShardLoad>,
     /// What it has given up for good, and since when it had it: until a grant shows that this was heard.
     pub sealed: Vec<(ShardId, Epoch)>,
+    /// What it has taken over whole from the one that had it since this epoch, and has sealed it: until a grant shows that
+    /// this was heard.
+    pub taken: Vec<(ShardId, Epoch)>,
     /// What it holds of the budgets; no database twice.
     pub budgets: Vec<BudgetUse>,
     /// It drains: it wants to own nothing any more.

@@ -3,7 +3,7 @@
 //! The shell sends what [`Ownership::poll_renew`] gives out to every seed, puts the answers in, and performs what
 //! [`Ownership::poll_effect`] gives out. Whatever a node does as an owner it does while [`Effect::Lease`] holds.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,6 +87,8 @@ pub struct Ownership {
     loads: Vec<Option<ShardLoad>>,
     /// The coordinator has not been told of them.
     has_new_loads: bool,
+    /// What was taken over whole, and since when it belonged to the one that has sealed it.
+    taken: BTreeMap<ShardId, Epoch>,
     /// What is on its way, by the grant that it acted on last.
     moves: (Vec<Transfer>, Vec<Transfer>),
     /// Its parts of the budgets by the grant that it acted on last.
@@ -114,6 +116,7 @@ impl Ownership {
             tenures: vec![None; usize::from(n_shards.get())],
             loads: vec![None; usize::from(n_shards.get())],
             has_new_loads: true,
+            taken: BTreeMap::new(),
             moves: Default::default(),
             shares: Vec::new(),
             map: None,
@@ -187,6 +190,15 @@ impl Ownership {
             && held.since == since
         {
             held.is_sealed = true;
+            self.next_renew = now.boot;
+        }
+    }
+
+    /// A shard has been taken over whole from the one that had it since this epoch: it has sealed it, and said all. To be
+    /// called only after that one knows that it is sealed ([`Ownership::handle_sealed`] there).
+    pub fn handle_taken(&mut self, now: Now, shard: ShardId, since: Epoch) {
+        if self.moves.1.iter().any(|transfer| (transfer.shard, transfer.since) == (shard, since)) {
+            self.taken.insert(shard, since);
             self.next_renew = now.boot;
         }
     }
@@ -295,6 +307,10 @@ impl Ownership {
         self.take_shards(now, &grant.shards);
         self.lease = Some(lease);
         self.effects.push_back(Effect::Lease(lease));
+        let is_to_come = |shard: &ShardId, since: &Epoch| {
+            grant.taking.iter().any(|transfer| (transfer.shard, transfer.since) == (*shard, *since))
+        };
+        self.taken.retain(|shard, since| is_to_come(shard, since));
         let moves = (grant.giving.clone(), grant.taking.clone());
         if moves != self.moves {
             self.moves = moves.clone();
@@ -320,10 +336,12 @@ impl Ownership {
                 continue;
             }
             // Another "since" means that somebody else may have owned it in between: its entries are worth nothing.
-            if tenure.is_some() {
+            if let Some(ended) = tenure {
                 self.effects.push_back(Effect::Release { shard });
-                // Somebody waits for it.
-                self.next_renew = now.boot;
+                if !ended.is_sealed || self.is_leaving {
+                    // Somebody waits for it, or for us to have nothing left.
+                    self.next_renew = now.boot;
+                }
             }
             if let Some(Held { since, after, .. }) = granted {
                 self.effects.push_back(Effect::Serve { shard, since, after });
@@ -380,6 +398,7 @@ impl Ownership {
             held,
             loads,
             sealed: self.sealed().collect(),
+            taken: self.taken.iter().map(|(shard, since)| (*shard, *since)).collect(),
             budgets,
             is_leaving: self.is_leaving,
         })

@@ -117,6 +117,7 @@ proptest! {
             held: (0..n_held).map(|shard| Tenure { shard: ShardId(shard), since, after: After::Nobody }).collect(),
             loads,
             sealed: Vec::new(),
+            taken: Vec::new(),
             budgets: Vec::new(),
             is_leaving: false,
         };

@@ -12,6 +12,7 @@ use sharding::wire::{AnswerBody, CHUNK_ENTRIES_MAX, Chunk, FailureCode, Handed};
 
 use super::freshness::Age;
 use super::{Shard, Work};
+use crate::membership::Inbound;
 use crate::reply::Reply;
 
 /// A chunk is closed when it has so many bytes.
@@ -203,12 +204,13 @@ impl Shard {
                 }
             }
         }
-        // No turning back: the next owner may have it from here on.
-        self.node.tell_sealed(self.serve.shard, self.serve.since);
-        if chunk.removed.len() > CHUNK_ENTRIES_MAX {
-            return reply.fail(FailureCode::NotApplied, TOO_EARLY, "more has changed than can be said");
-        }
-        reply.send(AnswerBody::Chunk(Box::new(chunk)));
+        // No turning back: the next owner may have it from here on, and says so to the coordinator. Before it can, this node
+        // is sure to say the same to any coordinator that greets it later.
+        let answer = move || match chunk.removed.len() {
+            0..=CHUNK_ENTRIES_MAX => reply.send(AnswerBody::Chunk(Box::new(chunk))),
+            _ => reply.fail(FailureCode::NotApplied, TOO_EARLY, "more has changed than can be said"),
+        };
+        self.node.tell(Inbound::Sealed(self.serve.shard, self.serve.since), answer);
     }
 
     /// Has a request wait until the shard has another owner, whom this node can name then.

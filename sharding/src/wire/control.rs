@@ -239,10 +239,12 @@ fn put_renew(out: &mut BytesMut, renew: &Renew) {
         out.put_u32_le(load.requests_milli);
         out.put_u32_le(load.kib);
     }
-    put_count(out, renew.sealed.len());
-    for (shard, since) in &renew.sealed {
-        out.put_u16_le(shard.0);
-        put_epoch(out, *since);
+    for tenures in [&renew.sealed, &renew.taken] {
+        put_count(out, tenures.len());
+        for (shard, since) in tenures {
+            out.put_u16_le(shard.0);
+            put_epoch(out, *since);
+        }
     }
     put_count(out, renew.budgets.len());
     for used in &renew.budgets {
@@ -254,6 +256,7 @@ fn put_renew(out: &mut BytesMut, renew: &Renew) {
 }
 
 fn renew(fields: &mut Fields) -> Result<Renew, WireError> {
+    let ended = |fields: &mut Fields| many(fields, |fields| Ok((ShardId(fields.u16()?), fields.epoch()?)));
     let member = Member { node: node(fields)?, data: fields.text("address")? };
     // What a map lists must be an address wherever it came from.
     Member::parse(&member.to_string()).map_err(|_| WireError::Field("address"))?;
@@ -268,7 +271,8 @@ fn renew(fields: &mut Fields) -> Result<Renew, WireError> {
         greeting: if fields.bool()? { Some(greeting(fields)?) } else { None },
         held: tenures(fields)?,
         loads: many(fields, |fields| Ok(ShardLoad { requests_milli: fields.u32()?, kib: fields.u32()? }))?,
-        sealed: many(fields, |fields| Ok((ShardId(fields.u16()?), fields.epoch()?)))?,
+        sealed: ended(fields)?,
+        taken: ended(fields)?,
         budgets: many(fields, |fields| {
             Ok(BudgetUse { database: database(fields)?, held: fields.u32()?, demand: fields.u32()? })
         })?,

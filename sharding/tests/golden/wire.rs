@@ -172,6 +172,7 @@ fn nodes_and_seeds() {
         held: vec![tenure(3), tenure(4), tenure(6)],
         loads: [1, 0x0102, 0].map(|requests_milli| ShardLoad { requests_milli, kib: 3 }).to_vec(),
         sealed: vec![(ShardId(9), EPOCH)],
+        taken: vec![(ShardId(0x0102), EPOCH), (ShardId(3), EPOCH)],
         budgets: vec![BudgetUse { database: database.clone(), held: 3, demand: 0x0102 }],
         is_leaving: false,
     };
@@ -179,11 +180,13 @@ fn nodes_and_seeds() {
     let head = "0100 61 0300 683a31 0100000000000000 0100 75 0200000000000000 0100000000000000";
     let greeting_hex = "0807060504030201 0900 0500000000000000";
     let loads = "0300 01000000 03000000 02010000 03000000 00000000 03000000";
-    let sealed = format!("0100 0900 {EPOCH_HEX}");
+    let (sealed, taken) = (format!("0100 0900 {EPOCH_HEX}"), format!("0200 0201 {EPOCH_HEX} 0300 {EPOCH_HEX}"));
     let budgets = "0100 0100 64 03000000 02010000";
     control(
         Control::Renew(renew),
-        &format!("c9000000 23 {head} {EPOCH_HEX} {EPOCH_HEX} 01 {greeting_hex} {runs} {loads} {sealed} {budgets} 00"),
+        &format!(
+            "f3000000 23 {head} {EPOCH_HEX} {EPOCH_HEX} 01 {greeting_hex} {runs} {loads} {sealed} {taken} {budgets} 00"
+        ),
     );
     let hello = Reply::Hello { incarnation: Incarnation(1), greeting };
     control(Control::Reply(hello), &format!("1b000000 24 0100000000000000 {greeting_hex}"));

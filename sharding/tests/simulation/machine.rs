@@ -108,6 +108,9 @@ impl Life {
         for shard in self.serving.take_sealed() {
             self.mask &= !(1 << shard);
         }
+        for (shard, since) in self.serving.take_taken() {
+            self.ownership.handle_taken(now, ShardId(u16::try_from(shard).expect("few")), since);
+        }
     }
 
     /// Once a second, of what it serves.

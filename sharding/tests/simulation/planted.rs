@@ -8,7 +8,7 @@ use crate::events::Weather;
 use crate::faults::{Plan, run};
 
 /// Every planted fault is found within so many runs.
-const RUNS_MAX: u64 = 6000;
+const RUNS_MAX: u64 = 20_000;
 
 fn is_found(what: &str, rules: Rules, plan: impl Fn(Plan) -> Plan) {
     for seed in 1..=RUNS_MAX {

@@ -167,6 +167,7 @@ pub(crate) struct Serving {
     /// When the next owner has asked for something last.
     pub(crate) pulled_at: Duration,
     sealed: Vec<usize>,
+    taken: Vec<(usize, Epoch)>,
     n_handings: u64,
     incoming: BTreeMap<usize, Incoming>,
     /// Shards that were granted before the answer to their seals has come; since when, and after whom.
@@ -192,6 +193,7 @@ impl Serving {
             giving: Vec::new(),
             pulled_at: Duration::ZERO,
             sealed: Vec::new(),
+            taken: Vec::new(),
             n_handings: 0,
             incoming: BTreeMap::new(),
             awaited: BTreeMap::new(),

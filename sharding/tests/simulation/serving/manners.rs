@@ -22,6 +22,8 @@ pub(crate) struct Manners {
     pub(crate) takes_unsealed: bool,
     /// Who gives a shard away does not note what changes meanwhile (H19).
     pub(crate) notes_nothing: bool,
+    /// A shard is said to be taken over when the other one is asked to seal it.
+    pub(crate) claims_unsealed: bool,
     /// A sealed shard is served on (H1).
     pub(crate) serves_on: bool,
     /// A shard is sealed while writes are in the air (H16).
@@ -44,6 +46,7 @@ impl Manners {
         resends: false,
         takes_after_anything: false,
         takes_unsealed: false,
+        claims_unsealed: false,
         notes_nothing: false,
         serves_on: false,
         seals_at_once: false,

@@ -114,6 +114,9 @@ impl Serving {
             (incoming.asked, incoming.due) = (Some(self.n_asked), now.boot + CHUNK_TIMEOUT);
             let Incoming { since, cursor, pass, .. } = *incoming;
             let wanted = Wanted { shard: *shard, since, cursor, pass };
+            if cursor.is_none() && self.manners.claims_unsealed {
+                self.taken.push((*shard, since));
+            }
             self.outputs.push(Output::Want(incoming.from, self.n_asked, wanted));
         }
         for shard in given_up {
@@ -165,11 +168,17 @@ impl Serving {
         }
         if incoming.cursor.is_none() {
             incoming.sealed_at = Some(now.boot);
+            self.taken.push((shard, incoming.since));
         } else {
             (incoming.cursor, incoming.pass, incoming.tries) = (chunk.next, chunk.pass, 0);
             incoming.due = now.boot + Duration::from_millis(pace);
         }
         self.begin_awaited(now);
+    }
+
+    /// Shards that have been taken over whole since this was asked last, and since when they were the other's.
+    pub(crate) fn take_taken(&mut self) -> Vec<(usize, Epoch)> {
+        std::mem::take(&mut self.taken)
     }
 
     /// A shard is granted: what it begins with. What was taken over is used if it is all there is to know of it.
