@@ -3,6 +3,7 @@
 //! All of it lives on one thread: no lock, no hop. Requests of one turn of the thread leave in one write.
 
 mod connection;
+mod unanswered;
 
 use std::cell::{Cell, RefCell};
 use std::collections::hash_map::Entry;
@@ -89,7 +90,16 @@ pub struct Upstream {
     links: RefCell<FxHashMap<String, Rc<Link>>>,
     names: Arc<Names>,
     in_flight_max: usize,
+    tally: Tally,
+}
+
+/// What all connections of a thread count together.
+#[derive(Clone)]
+struct Tally {
+    /// Those that are open.
     n_open: Gauge,
+    /// What has been asked on them.
+    n_asked: Rc<Cell<u64>>,
 }
 
 /// The connections to one node.
@@ -194,7 +204,8 @@ enum LaneLink {
 impl Upstream {
     /// No connection yet. `in_flight_max`: unanswered requests on one connection; `n_open` counts the connections.
     pub fn new(names: Arc<Names>, in_flight_max: usize, n_open: Gauge) -> Self {
-        Self { links: RefCell::default(), names, in_flight_max, n_open }
+        let tally = Tally { n_open, n_asked: Rc::default() };
+        Self { links: RefCell::default(), names, in_flight_max, tally }
     }
 
     /// Asks the node at `address`, on the lane of `shard` where one is concerned.
@@ -390,14 +401,14 @@ impl Upstream {
             Some(LaneLink::Opening(waiters)) => waiters.push(opened),
             _ => {
                 lanes.insert(lane, LaneLink::Opening(vec![opened]));
-                spawn_local(Self::establish(Rc::clone(link), lane, Arc::clone(&self.names), self.n_open.clone()));
+                spawn_local(Self::establish(Rc::clone(link), lane, Arc::clone(&self.names), self.tally.clone()));
             }
         }
         Err(opening)
     }
 
-    async fn establish(link: Rc<Link>, lane: u16, names: Arc<Names>, n_open: Gauge) {
-        let result = Connection::open(&names, &link.address, lane, n_open).await;
+    async fn establish(link: Rc<Link>, lane: u16, names: Arc<Names>, tally: Tally) {
+        let result = Connection::open(&names, &link.address, lane, tally).await;
         let result = match result {
             Ok((connection, n_lanes)) => {
                 link.n_lanes.set(n_lanes);

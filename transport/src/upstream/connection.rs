@@ -10,8 +10,6 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use prometheus_client::metrics::gauge::Gauge;
-use rustc_hash::FxHashMap;
 use sharding::wire::{ANSWER_FRAME_BYTES_MAX, AnswerBody, FrameReader, FromNode, Hello, WireError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -20,6 +18,8 @@ use tokio::sync::Notify;
 use tokio::task::spawn_local;
 use tokio::time::{sleep, timeout};
 
+use super::Tally;
+use super::unanswered::Unanswered;
 use crate::names::Names;
 
 /// Longest time from dialling to the node's welcome.
@@ -28,6 +28,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A buffer that one burst made larger than this is given back.
 const BUFFER_BYTES_MAX: usize = 1024 * 1024;
+
+/// While others of its thread go on asking, what is to be sent waits for more, but not once it has so many bytes, nor longer
+/// than so many turns of the thread.
+const GATHERED_BYTES: usize = 2048;
+const GATHERING_TURNS: u32 = 8;
 
 /// Why a connection did not come about, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +72,8 @@ enum State {
 /// An open connection, for all who ask on its thread. It ends itself when the node closes it or breaks the protocol;
 /// then everyone who waits learns so.
 pub(super) struct Connection {
-    waiting: RefCell<FxHashMap<u32, Waiting>>,
-    next_id: Cell<u32>,
+    waiting: RefCell<Unanswered<Waiting>>,
+    tally: Tally,
     unsent: RefCell<BytesMut>,
     has_unsent: Notify,
     is_open: Cell<bool>,
@@ -102,7 +107,7 @@ impl Future for Asked {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Came> {
         let connection = Rc::clone(&self.connection);
         let mut all = connection.waiting.borrow_mut();
-        let Some(waiting) = all.get_mut(&self.id) else { return Poll::Ready(Came::Lost) };
+        let Some(waiting) = all.get_mut(self.id) else { return Poll::Ready(Came::Lost) };
         match &mut waiting.state {
             State::Answered(_) => {}
             State::Waiting(waker) => {
@@ -116,7 +121,7 @@ impl Future for Asked {
                 return Poll::Pending;
             }
         }
-        match all.remove(&self.id) {
+        match all.remove(self.id) {
             Some(Waiting { state: State::Answered(answer), .. }) => Poll::Ready(Came::Answer(answer)),
             _ => Poll::Ready(Came::Lost),
         }
@@ -125,7 +130,7 @@ impl Future for Asked {
 
 impl Drop for Asked {
     fn drop(&mut self) {
-        self.connection.waiting.borrow_mut().remove(&self.id);
+        self.connection.waiting.borrow_mut().remove(self.id);
     }
 }
 
@@ -135,14 +140,14 @@ impl Connection {
         names: &Arc<Names>,
         address: &str,
         lane: u16,
-        n_open: Gauge,
+        tally: Tally,
     ) -> Result<(Rc<Self>, NonZeroU16), ConnectError> {
         let opened = timeout(CONNECT_TIMEOUT, Self::greet(names, address, lane)).await;
         let (stream, reader, n_lanes) = opened.map_err(|_| ConnectError::Timeout)??;
         let (from, to) = stream.into_split();
         let connection = Rc::new(Self {
             waiting: RefCell::default(),
-            next_id: Cell::new(0),
+            tally,
             unsent: RefCell::default(),
             has_unsent: Notify::new(),
             is_open: Cell::new(true),
@@ -152,9 +157,9 @@ impl Connection {
         });
         let (task, address) = (Rc::clone(&connection), address.to_owned());
         spawn_local(async move {
-            n_open.inc();
+            task.tally.n_open.inc();
             let error = task.run(from, to, reader).await;
-            n_open.dec();
+            task.tally.n_open.dec();
             log::info!(address = &*address, lane; "the connection to a node ended: {error}");
         });
         Ok((connection, n_lanes))
@@ -199,14 +204,14 @@ impl Connection {
     /// Sends the request that `encode` writes under the id that it is given. It says when it has waited for longer than
     /// `patience`, to the nearest look.
     pub(super) fn ask(self: &Rc<Self>, patience: Option<Duration>, encode: impl FnOnce(u32, &mut BytesMut)) -> Asked {
-        let id = self.next_id.get();
+        let late_at = patience.map(|patience| self.looks.get().wrapping_add(n_looks(patience)));
+        let id = self.waiting.borrow_mut().insert(Waiting { late_at, state: State::Waiting(None) });
         let asked = Asked { connection: Rc::clone(self), id };
         if !self.is_open() {
+            self.waiting.borrow_mut().remove(id);
             return asked;
         }
-        self.next_id.set(id.wrapping_add(1));
-        let late_at = patience.map(|patience| self.looks.get().wrapping_add(n_looks(patience)));
-        self.waiting.borrow_mut().insert(id, Waiting { late_at, state: State::Waiting(None) });
+        self.tally.n_asked.set(self.tally.n_asked.get() + 1);
         encode(id, &mut self.unsent.borrow_mut());
         self.has_unsent.notify_one();
         if !self.is_looking.get() {
@@ -223,9 +228,8 @@ impl Connection {
         };
         self.is_open.set(false);
         // Whoever waits finds nothing there any more.
-        for (_, waiting) in self.waiting.take() {
-            waiting.state.wake();
-        }
+        let waiting = self.waiting.borrow_mut().drain();
+        waiting.into_iter().for_each(|waiting| waiting.state.wake());
         error
     }
 
@@ -240,7 +244,8 @@ impl Connection {
             sleep(LOOK_PERIOD).await;
             let look = self.looks.get().wrapping_add(1);
             self.looks.set(look);
-            let waiting = self.waiting.borrow();
+            let mut waiting = self.waiting.borrow_mut();
+            waiting.age();
             waiting.values().filter(|waiting| waiting.late_at == Some(look)).for_each(|waiting| waiting.state.remind());
         }
     }
@@ -264,11 +269,26 @@ impl Connection {
                 return Err(WireError::Field("second greeting"));
             };
             // One that has left is not missed.
-            if let Some(waiting) = self.waiting.borrow_mut().get_mut(&answer.id) {
+            if let Some(waiting) = self.waiting.borrow_mut().get_mut(answer.id) {
                 std::mem::replace(&mut waiting.state, State::Answered(answer.body)).wake();
             }
         }
         Ok(())
+    }
+
+    /// Lets what is asked at about the same time come together: a node that wakes up for many requests at once answers each for
+    /// less. Who asks alone does not wait.
+    async fn gather(&self) {
+        if self.in_flight() <= 1 {
+            return;
+        }
+        for _ in 0..GATHERING_TURNS {
+            let n_asked = self.tally.n_asked.get();
+            tokio::task::yield_now().await;
+            if self.tally.n_asked.get() == n_asked || self.unsent.borrow().len() >= GATHERED_BYTES {
+                return;
+            }
+        }
     }
 
     async fn write(&self, mut to: OwnedWriteHalf) -> ConnectError {
@@ -276,10 +296,7 @@ impl Connection {
         loop {
             if self.unsent.borrow().is_empty() {
                 self.has_unsent.notified().await;
-                if self.in_flight() > 1 {
-                    // What is asked in the same turn of the thread leaves together.
-                    tokio::task::yield_now().await;
-                }
+                self.gather().await;
             }
             std::mem::swap(&mut sending, &mut *self.unsent.borrow_mut());
             match timeout(WRITE_TIMEOUT, to.write_all(&sending)).await {
