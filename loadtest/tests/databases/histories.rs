@@ -143,15 +143,28 @@ fn strike(it: &mut Scene, fault: Fault, is_coordinator: bool, time: Duration) ->
             restart(it);
         }
         Fault::KillSender | Fault::KillReceiver => {
+            let serving = || {
+                let page = it.client.get(format!("{}/metrics", it.cluster.control(victim))).send()?.text()?;
+                Ok::<_, reqwest::Error>(Samples::parse(&page).sum("cache_node_shards", &["state=\"serving\""]))
+            };
+            let moment = serving().expect("it serves") * fastrand::f64();
             assert!(it.cluster.signal(Role::Node, victim, Signal::SIGTERM));
-            // All of it takes some hundred milliseconds.
-            std::thread::sleep(Duration::from_millis(fastrand::u64(..300)));
-            let killed = if fault == Fault::KillSender { victim } else { (victim + 1) % n_pods };
-            // It may have left already.
-            it.cluster.signal(Role::Node, killed, Signal::SIGKILL);
+            let mut left = f64::MAX;
+            eventually("it has given so many shards away", || {
+                // One that has left has none.
+                left = serving().unwrap_or(0.0);
+                left <= moment
+            });
+            let is_sender = fault == Fault::KillSender;
+            let killed = if is_sender { victim } else { (victim + 1) % n_pods };
+            // Of three seeds two must be there: once the sender is about to leave, the receiver is not killed.
+            let is_killed = is_sender || left > 0.0;
+            if is_killed {
+                it.cluster.signal(Role::Node, killed, Signal::SIGKILL);
+            }
             broken = whole(it);
             restart(it);
-            if killed != victim {
+            if is_killed && killed != victim {
                 it.cluster.wait_ended(Role::Node, killed, PATIENCE).expect("it has ended");
                 it.cluster.start_again(Role::Node, killed).expect("starts");
             }
