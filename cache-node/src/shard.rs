@@ -617,6 +617,7 @@ impl Told<Stop> for Shard {
     /// Who waits is sent to whoever owns the shard now; writes that were begun are still answered.
     fn told(&mut self, _: Stop, ctx: &mut Context<ShardActor>) {
         self.is_stopping = true;
+        self.give_no_seal();
         self.send_on();
         self.unpark(None);
         self.perform(ctx);

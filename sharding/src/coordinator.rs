@@ -70,6 +70,13 @@ struct Owner {
     is_superseded: bool,
 }
 
+impl Owner {
+    /// Whether it may get shards.
+    const fn may_own(&self) -> bool {
+        !self.is_leaving && !self.is_superseded
+    }
+}
+
 /// The state of one term. Made when the lease is acquired, dropped when it is lost; asked only while the lease holds.
 #[derive(Debug)]
 pub struct Coordinator {
@@ -305,16 +312,25 @@ impl Coordinator {
     }
 
     /// Frees what a node has given up: what it has sealed, and what it has stopped to serve after it was left out of a grant
-    /// that the node has acted on. That a shard is sealed may be heard from the one that has taken it over first.
+    /// that the node has acted on.
+    ///
+    /// That a shard is sealed may be heard from the one that has taken it over first. Nobody owned it in between, since the
+    /// seat knows of no tenure after the one that was sealed; and no coordinator before this one knew of the seal, since the
+    /// owner would say so in the first Renew that this one believed.
     fn release(&mut self, now: Now, renew: &Renew) {
         let next = Epoch { term: self.term, seq: self.seq + 1 };
         let mut has_given = false;
-        let may_take =
-            self.owners.get(&renew.incarnation).is_some_and(|owner| !owner.is_leaving && !owner.is_superseded);
+        let may_own = |life: &Incarnation| self.owners.get(life).is_some_and(Owner::may_own);
+        let may_take = may_own(&renew.incarnation);
         for &(shard, since) in renew.taken.iter().filter(|_| may_take) {
-            if let Some(seat) = self.seats.get_mut(shard.index())
-                && seat.owner().is_some_and(|(by, theirs)| by != renew.incarnation && theirs == since)
-            {
+            let Some(seat) = self.seats.get_mut(shard.index()) else { continue };
+            let is_last = match *seat {
+                Seat::Free { after } => after == After::Sealed(since),
+                Seat::Owned { by, since: theirs, .. } | Seat::Moving { by, since: theirs, .. } => {
+                    by != renew.incarnation && theirs == since
+                }
+            };
+            if is_last {
                 self.balance.handle_moved(now, shard);
                 *seat = Seat::Owned { by: renew.incarnation, since: next, after: After::Sealed(since) };
                 has_given = true;
@@ -326,8 +342,6 @@ impl Coordinator {
                 continue;
             }
             let after = After::Sealed(since);
-            let may_own =
-                |to: &Incarnation| self.owners.get(to).is_some_and(|owner| !owner.is_leaving && !owner.is_superseded);
             let to = match *seat {
                 // It has not heard yet that another is to have it: the one before has what was in memory.
                 Seat::Moving { to, before, asked, .. } if asked.is_none_or(|asked| renew.granted < asked) => {
@@ -407,7 +421,7 @@ impl Coordinator {
 
     /// Those who may get shards, in the order of their names.
     fn targets(&self) -> Vec<(Incarnation, NodeId)> {
-        let may_own = self.owners.iter().filter(|(_, owner)| !owner.is_leaving && !owner.is_superseded);
+        let may_own = self.owners.iter().filter(|(_, owner)| owner.may_own());
         let mut targets: Vec<_> = may_own.map(|(life, owner)| (*life, owner.member.node.clone())).collect();
         targets.sort_by(|a, b| a.1.cmp(&b.1));
         targets
@@ -460,6 +474,8 @@ impl Coordinator {
                     self.wakes.insert(by);
                     Seat::Moving { by, since, after, to, before: None, asked: None }
                 }
+                // Its owner may serve it no more: that tenure must not begin again. It is free when that is heard.
+                (seat @ Seat::Moving { to: None, asked: Some(_), .. }, _) => seat,
                 (Seat::Moving { by, since, after, .. }, Some(wanted)) if wanted == by => {
                     Seat::Owned { by, since, after }
                 }

@@ -82,8 +82,8 @@ pub struct Renew {
     pub loads: Vec<ShardLoad>,
     /// What it has given up for good, and since when it had it: until a grant shows that this was heard.
     pub sealed: Vec<(ShardId, Epoch)>,
-    /// What it has taken over whole from the one that had it since this epoch, and has sealed it: until a grant shows that
-    /// this was heard.
+    /// What it has taken over whole, and since when it belonged to the one that has sealed it: until a grant shows that this
+    /// was heard.
     pub taken: Vec<(ShardId, Epoch)>,
     /// What it holds of the budgets; no database twice.
     pub budgets: Vec<BudgetUse>,

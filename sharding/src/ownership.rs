@@ -474,6 +474,40 @@ mod tests {
     }
 
     #[test]
+    fn what_was_taken_over_is_said_until_a_grant_shows_that_it_was_heard() {
+        let member = Member { node: NodeId::parse("pod-0").expect("a name"), data: "h:1".to_owned() };
+        let me = Identity { member: member.clone(), incarnation: Incarnation(1), identity: String::new() };
+        let mut ownership = Ownership::new(at(0), me, NShards::new(4).expect("some"), Times::default());
+        let greeting = Greeting { term: Term { counter: 1, seed: 0 }, nonce: 1 };
+        ownership.handle_reply(at(0), &Reply::Hello { incarnation: Incarnation(1), greeting });
+        let since = Epoch { term: greeting.term, seq: 1 };
+        let ask = |ownership: &mut Ownership, millis, taking: &[u16]| {
+            let renew = ownership.poll_renew(at(millis), Vec::new).expect("it is time");
+            let transfer = |shard: &u16| Transfer { shard: ShardId(*shard), since, peer: member.node.clone() };
+            let grant = Grant {
+                incarnation: Incarnation(1),
+                request: renew.request,
+                epoch: since,
+                shards: Vec::new(),
+                giving: Vec::new(),
+                taking: taking.iter().map(transfer).collect(),
+                shares: Vec::new(),
+                map: None,
+            };
+            ownership.handle_reply(at(millis), &Reply::Grant(grant));
+            renew.taken
+        };
+        assert_eq!(ask(&mut ownership, 0, &[0, 2]), []);
+        for (shard, seq) in [(2, 1), (0, 2), (1, 1)] {
+            ownership.handle_taken(at(1), ShardId(shard), Epoch { seq, ..since });
+        }
+        // At once; nothing of other tenures or of shards that it is not to take over.
+        assert_eq!(ask(&mut ownership, 1, &[0, 2]), [(ShardId(2), since)]);
+        assert_eq!(ask(&mut ownership, 1000, &[0]), [(ShardId(2), since)]);
+        assert_eq!(ask(&mut ownership, 2000, &[0]), []);
+    }
+
+    #[test]
     fn loads_are_told_once_when_all_have_been_measured_and_again_to_another_coordinator() {
         let member = Member { node: NodeId::parse("pod-0").expect("a name"), data: "h:1".to_owned() };
         let me = Identity { member, incarnation: Incarnation(1), identity: String::new() };

@@ -1,6 +1,6 @@
 //! Connections to nodes: one for each lane of a node that is asked, opened when first needed.
 //!
-//! All of it lives on one thread: no lock, no hop. Requests of one turn of the thread leave in one write.
+//! All of it lives on one thread: no lock, no hop. Requests that are asked at about the same time leave in one write.
 
 mod connection;
 mod unanswered;
@@ -93,12 +93,12 @@ pub struct Upstream {
     tally: Tally,
 }
 
-/// What all connections of a thread count together.
+/// What connections count together.
 #[derive(Clone)]
 struct Tally {
     /// Those that are open.
     n_open: Gauge,
-    /// What has been asked on them.
+    /// What has been asked on all those of this thread.
     n_asked: Rc<Cell<u64>>,
 }
 

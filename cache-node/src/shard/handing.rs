@@ -177,6 +177,13 @@ impl Shard {
         matches!(self.seal, Seal::Wanted { .. })
     }
 
+    /// Whoever waits for a seal does not get it: the tenure has ended otherwise.
+    pub(super) fn give_no_seal(&mut self) {
+        if self.is_sealing() {
+            self.seal = Seal::Open;
+        }
+    }
+
     /// Seals, once no write is in the air any more: whatever their outcome, it is known what is true. And, if that does not
     /// take long, no load: each key is read once.
     pub(super) fn seal_if_quiet(&mut self, now: Instant) {

@@ -7,7 +7,7 @@ use sharding::times::{Rules, Times};
 use crate::events::Weather;
 use crate::faults::{Plan, run};
 
-/// Every planted fault is found within so many runs.
+/// Every planted fault is found within so many runs; the floor that is spent again takes thousands, all others less than 200.
 const RUNS_MAX: u64 = 20_000;
 
 fn is_found(what: &str, rules: Rules, plan: impl Fn(Plan) -> Plan) {

@@ -184,33 +184,85 @@ fn what_was_sealed_under_another_coordinator_begins_with_nothing() {
     court.ask(10_003, 2, |_| {});
     court.ask(10_004, 2, |_| {});
     court.ask(11_000, 2, |_| {});
-    // Nor is what somebody has taken over.
+    // That somebody has taken it over changes nothing.
     let grant = court.grant(11_400, 2, |renew| renew.taken = vec![(ShardId(0), since)]);
     assert!(matches!(grant.shards.as_slice(), [tenure] if !matches!(tenure.after, After::Sealed(_))), "{grant:?}");
 }
 
-#[test]
-fn that_a_shard_is_sealed_may_be_heard_from_the_next_owner_first() {
+/// A shard of the first node, which leaves and is to give it to the second.
+fn court_with_a_move() -> (Court, Tenure) {
     let mut court = Court::new();
     court.ask(10_001, 1, |_| {});
     court.ask(10_002, 1, |_| {});
-    court.ask(11_300, 1, |_| {});
+    court.ask(11_400, 1, |_| {});
     let held = court.grant(12_000, 1, |_| {}).shards;
-    let [Tenure { shard, since, .. }] = held[..] else { panic!("{held:?}") };
+    let [tenure] = held[..] else { panic!("{held:?}") };
     court.ask(12_001, 2, |_| {});
     court.ask(12_002, 2, |_| {});
-    let leaving = |renew: &mut Renew| (renew.held, renew.is_leaving) = (held.clone(), true);
-    assert_eq!(court.grant(12_003, 1, leaving).giving.len(), 1);
+    assert_eq!(court.grant(12_003, 1, leaving_with(tenure)).giving.len(), 1);
     assert_eq!(court.grant(12_004, 2, |_| {}).taking.len(), 1);
+    (court, tenure)
+}
+
+fn leaving_with(tenure: Tenure) -> impl Fn(&mut Renew) {
+    move |renew| (renew.held, renew.is_leaving) = (vec![tenure], true)
+}
+
+fn taken(shard: ShardId, since: Epoch) -> impl Fn(&mut Renew) {
+    move |renew| renew.taken = vec![(shard, since)]
+}
+
+#[test]
+fn that_a_shard_is_sealed_may_be_heard_from_the_next_owner_first() {
+    let (mut court, tenure) = court_with_a_move();
+    let Tenure { shard, since, .. } = tenure;
     // Another tenure than that of the owner: nothing follows.
     let other = Epoch { seq: since.seq + 1, ..since };
-    assert_eq!(court.grant(12_005, 2, |renew| renew.taken = vec![(shard, other)]).shards, []);
-    let taken = court.grant(12_006, 2, |renew| renew.taken = vec![(shard, since)]).shards;
-    assert!(matches!(taken[..], [Tenure { after: After::Sealed(epoch), .. }] if epoch == since), "{taken:?}");
+    assert_eq!(court.grant(12_005, 2, taken(shard, other)).shards, []);
+    let granted = court.grant(12_006, 2, taken(shard, since)).shards;
+    assert!(matches!(granted[..], [Tenure { after: After::Sealed(epoch), .. }] if epoch == since), "{granted:?}");
     // What the others say later changes nothing, whatever it is.
-    assert_eq!(court.grant(12_007, 1, leaving).shards, []);
-    assert_eq!(court.grant(12_008, 2, |renew| renew.taken = vec![(shard, since)]).shards, taken);
-    let sealed = |renew: &mut Renew| (renew.sealed, renew.is_leaving) = (vec![(shard, since)], true);
-    court.ask(12_009, 1, sealed);
-    assert_eq!(court.grant(12_010, 2, |_| {}).shards, taken);
+    assert_eq!(court.grant(12_007, 1, leaving_with(tenure)).shards, []);
+    assert_eq!(court.grant(12_008, 2, taken(shard, since)).shards, granted);
+    court.ask(12_009, 1, |renew| (renew.sealed, renew.is_leaving) = (vec![(shard, since)], true));
+    assert_eq!(court.grant(12_010, 2, |_| {}).shards, granted);
+}
+
+#[test]
+fn who_leaves_gets_nothing_by_having_taken_it_over() {
+    let (mut court, tenure) = court_with_a_move();
+    let leaves = |renew: &mut Renew| (renew.taken, renew.is_leaving) = (vec![(tenure.shard, tenure.since)], true);
+    assert!(!matches!(court.ask(12_005, 2, leaves), Some(Reply::Grant(grant)) if !grant.shards.is_empty()));
+}
+
+#[test]
+fn a_shard_that_was_sealed_with_nobody_to_have_it_goes_to_who_has_taken_it_over() {
+    let mut court = Court::new();
+    let since = Epoch { term: Term { counter: 1, seed: 0 }, seq: 1 };
+    let held = Tenure { shard: ShardId(0), since, after: After::Nobody };
+    for life in [1, 2] {
+        court.ask(10_001, life, |_| {});
+        court.ask(10_002, life, |renew| renew.held = if life == 1 { vec![held] } else { Vec::new() });
+    }
+    // The coordinator still waits for what others may have.
+    assert_eq!(court.grant(10_003, 1, |renew| renew.sealed = vec![(held.shard, since)]).shards, []);
+    let granted = court.grant(10_004, 2, taken(held.shard, since)).shards;
+    assert!(matches!(granted[..], [Tenure { after: After::Sealed(epoch), .. }] if epoch == since), "{granted:?}");
+}
+
+#[test]
+fn a_tenure_that_was_left_out_of_a_grant_does_not_begin_again() {
+    let (mut court, tenure) = court_with_a_move();
+    // The next owner is heard no more, and there is no other.
+    for millis in (12_250..14_000).step_by(250) {
+        court.ask(millis, 1, leaving_with(tenure));
+    }
+    assert_eq!(court.grant(14_000, 1, leaving_with(tenure)).shards, []);
+    // It is back before the owner says that it has released the shard.
+    court.ask(14_001, 2, |_| {});
+    assert_eq!(court.grant(14_002, 2, |_| {}).taking, []);
+    assert_eq!(court.grant(14_003, 1, leaving_with(tenure)).shards, []);
+    court.ask(14_004, 1, |renew| renew.is_leaving = true);
+    let granted = court.grant(14_005, 2, |_| {}).shards;
+    assert!(matches!(granted[..], [Tenure { since, after: After::Move, .. }] if since > tenure.since), "{granted:?}");
 }

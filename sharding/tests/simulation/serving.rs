@@ -168,6 +168,8 @@ pub(crate) struct Serving {
     pub(crate) pulled_at: Duration,
     sealed: Vec<usize>,
     taken: Vec<(usize, Epoch)>,
+    /// Seals of which the ownership hears too late, and when.
+    untold: Vec<(Duration, usize, Epoch)>,
     n_handings: u64,
     incoming: BTreeMap<usize, Incoming>,
     /// Shards that were granted before the answer to their seals has come; since when, and after whom.
@@ -194,6 +196,7 @@ impl Serving {
             pulled_at: Duration::ZERO,
             sealed: Vec::new(),
             taken: Vec::new(),
+            untold: Vec::new(),
             n_handings: 0,
             incoming: BTreeMap::new(),
             awaited: BTreeMap::new(),
@@ -231,7 +234,8 @@ impl Serving {
     /// When [`Serving::poll`] has something next, by the boot clock.
     pub(crate) fn next_timeout(&self) -> Option<Duration> {
         let pending = self.pending.values().map(|pending| pending.until);
-        pending.chain(self.incoming.values().filter_map(Incoming::due)).min()
+        let untold = self.untold.iter().map(|(at, ..)| *at);
+        pending.chain(untold).chain(self.incoming.values().filter_map(Incoming::due)).min()
     }
 
     /// Begins to serve shards; raises their fences in one operation.

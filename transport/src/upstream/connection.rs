@@ -29,10 +29,11 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A buffer that one burst made larger than this is given back.
 const BUFFER_BYTES_MAX: usize = 1024 * 1024;
 
-/// While others of its thread go on asking, what is to be sent waits for more, but not once it has so many bytes, nor longer
-/// than so many turns of the thread.
-const GATHERED_BYTES: usize = 2048;
+/// What is to be sent waits for more while its thread goes on being asked, but for no more turns than that. With 32 clients and
+/// all processes on one CPU a hit costs 14.3 us with one turn, 11.9 us with six, and no less with sixteen.
 const GATHERING_TURNS: u32 = 8;
+/// Nor does it wait once it has so many bytes, which are some 30 questions: more of them cost no less each.
+const GATHERED_BYTES: usize = 2048;
 
 /// Why a connection did not come about, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -277,7 +278,7 @@ impl Connection {
     }
 
     /// Lets what is asked at about the same time come together: a node that wakes up for many requests at once answers each for
-    /// less. Who asks alone does not wait.
+    /// less. Who asks an idle node does not wait.
     async fn gather(&self) {
         if self.in_flight() <= 1 {
             return;
@@ -295,7 +296,9 @@ impl Connection {
         let mut sending = BytesMut::new();
         loop {
             if self.unsent.borrow().is_empty() {
-                self.has_unsent.notified().await;
+                while self.unsent.borrow().is_empty() {
+                    self.has_unsent.notified().await;
+                }
                 self.gather().await;
             }
             std::mem::swap(&mut sending, &mut *self.unsent.borrow_mut());

@@ -4,8 +4,12 @@ use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
+/// A row that a burst made longer is given back when it is empty.
+const ROW_KEPT: usize = 1024;
+
 /// What waits under ids that count up. Most is answered soon, and in the order in which it was asked, or nearly: so those of
-/// late lie in a row, where an id is a place; who waits for longer moves to a table.
+/// late lie in a row, where an id is a place; who waits for longer moves to a table. The row has a place for everything that
+/// was asked since [`Unanswered::age`] was called last but one.
 pub(super) struct Unanswered<T> {
     /// `None`: not there any more.
     row: VecDeque<Option<T>>,
@@ -72,7 +76,7 @@ impl<T> Unanswered<T> {
     /// that waits for long keeps the row from becoming shorter.
     pub(super) fn age(&mut self) {
         let next_id = self.next_id();
-        // Ids of the row are not more than half of all apart.
+        // When all that is older was answered, `first` has passed `young`, and this is more than half of all numbers.
         let n_old = self.young.wrapping_sub(self.first);
         if n_old <= u32::MAX / 2 {
             for waiting in self.row.drain(..n_old as usize) {
@@ -84,6 +88,9 @@ impl<T> Unanswered<T> {
         }
         self.young = next_id;
         self.trim();
+        if self.row.is_empty() {
+            self.row.shrink_to(ROW_KEPT);
+        }
     }
 
     pub(super) fn values(&self) -> impl Iterator<Item = &T> {

@@ -50,6 +50,7 @@ impl Serving {
         if self.asked.values().any(|came| *came + PATIENCE <= now) {
             self.tell_impatient(now);
         }
+        self.tell_late(turn);
         self.poll_taking(turn.now);
     }
 

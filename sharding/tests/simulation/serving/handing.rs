@@ -1,6 +1,8 @@
 //! A shard that is given to another node: its entries go there one by one, while it is served here; then it is sealed, and
 //! what has changed meanwhile follows.
 
+use std::time::Duration;
+
 use sharding::epoch::Epoch;
 use sharding::id::ShardId;
 use sharding::membership::Incarnation;
@@ -8,6 +10,9 @@ use sharding::membership::Incarnation;
 use super::{Output, Served, Serving, Told, Turn, name};
 use crate::database::Value;
 use crate::world::KEYS_PER_SHARD;
+
+/// So late an ownership hears of a seal where that mistake is planted: there is another coordinator by then.
+const LATE: Duration = Duration::from_secs(4);
 
 /// What the next owner asks for.
 #[derive(Clone, Copy, Debug)]
@@ -138,8 +143,19 @@ impl Serving {
         self.tell_waiting(waiting, Told::Misdirected, Told::Misdirected);
         self.outputs.push(Output::Handed(to, Some(chunk)));
         // No turning back: the next owner may have it from here on.
-        turn.ownership.handle_sealed(turn.now, ShardId(u16::try_from(shard).expect("few")), since);
+        if manners.answers_before_it_knows {
+            self.untold.push((turn.now.boot + LATE, shard, since));
+        } else {
+            turn.ownership.handle_sealed(turn.now, ShardId(u16::try_from(shard).expect("few")), since);
+        }
         self.sealed.push(shard);
+    }
+
+    /// Tells what should have been told before.
+    pub(super) fn tell_late(&mut self, turn: &mut Turn<'_>) {
+        for (_, shard, since) in self.untold.extract_if(.., |(at, ..)| *at <= turn.now.boot) {
+            turn.ownership.handle_sealed(turn.now, ShardId(u16::try_from(shard).expect("few")), since);
+        }
     }
 
     /// Shards that have been sealed since this was asked last.

@@ -23,7 +23,9 @@ pub(crate) struct Manners {
     /// Who gives a shard away does not note what changes meanwhile (H19).
     pub(crate) notes_nothing: bool,
     /// A shard is said to be taken over when the other one is asked to seal it.
-    pub(crate) claims_unsealed: bool,
+    pub(crate) says_taken_unsealed: bool,
+    /// A seal is answered before the node's own membership knows of it.
+    pub(crate) answers_before_it_knows: bool,
     /// A sealed shard is served on (H1).
     pub(crate) serves_on: bool,
     /// A shard is sealed while writes are in the air (H16).
@@ -46,7 +48,8 @@ impl Manners {
         resends: false,
         takes_after_anything: false,
         takes_unsealed: false,
-        claims_unsealed: false,
+        says_taken_unsealed: false,
+        answers_before_it_knows: false,
         notes_nothing: false,
         serves_on: false,
         seals_at_once: false,

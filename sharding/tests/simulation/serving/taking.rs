@@ -114,7 +114,7 @@ impl Serving {
             (incoming.asked, incoming.due) = (Some(self.n_asked), now.boot + CHUNK_TIMEOUT);
             let Incoming { since, cursor, pass, .. } = *incoming;
             let wanted = Wanted { shard: *shard, since, cursor, pass };
-            if cursor.is_none() && self.manners.claims_unsealed {
+            if cursor.is_none() && self.manners.says_taken_unsealed {
                 self.taken.push((*shard, since));
             }
             self.outputs.push(Output::Want(incoming.from, self.n_asked, wanted));
