@@ -301,18 +301,27 @@ fn requests(rate: f64, sample: Duration) -> usize {
     requests
 }
 
-/// Documents that ask for a hundred keys each, every one of them there.
+/// Documents that ask for a hundred different keys each, every one of them there, drawn as those of other loads are.
 fn posts(size: usize) -> Vec<String> {
-    let walk = keys::walk(Pattern::Uniform, keys::n_keys(size), 7);
-    let document = |numbers: &[u32]| {
-        let keys: Vec<String> = numbers.iter().map(|number| format!("{:?}", keys::key(*number))).collect();
-        format!("{{\"keys\":[{}]}}", keys.join(","))
+    let mut walk = keys::walk(Pattern::Zipf, keys::n_keys(size), 7).into_iter();
+    let document = || {
+        let mut numbers: Vec<u32> = Vec::with_capacity(BATCH);
+        while numbers.len() < BATCH {
+            let number = walk.next()?;
+            if !numbers.contains(&number) {
+                numbers.push(number);
+            }
+        }
+        let keys: Vec<String> = numbers.into_iter().map(|number| format!("{:?}", keys::key(number))).collect();
+        Some(format!("{{\"keys\":[{}]}}", keys.join(",")))
     };
-    walk.chunks_exact(BATCH).take(N_POSTS).map(document).collect()
+    std::iter::from_fn(document).take(N_POSTS).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -320,6 +329,8 @@ mod tests {
         let posts = posts(1024);
         assert_eq!(posts.len(), N_POSTS);
         let json: serde_json::Value = serde_json::from_str(&posts[0]).expect("JSON");
-        assert_eq!(json["keys"].as_array().map(Vec::len), Some(BATCH));
+        let keys = json["keys"].as_array().expect("a list");
+        let different: BTreeSet<_> = keys.iter().map(|key| key.as_str().expect("a key")).collect();
+        assert_eq!((keys.len(), different.len()), (BATCH, BATCH));
     }
 }
