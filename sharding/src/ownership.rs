@@ -197,7 +197,7 @@ impl Ownership {
     /// A shard has been taken over whole from the one that had it since this epoch: it has sealed it, and said all. To be
     /// called only after that one knows that it is sealed ([`Ownership::handle_sealed`] there).
     pub fn handle_taken(&mut self, now: Now, shard: ShardId, since: Epoch) {
-        if self.moves.1.iter().any(|transfer| (transfer.shard, transfer.since) == (shard, since)) {
+        if is_among(&self.moves.1, shard, since) {
             self.taken.insert(shard, since);
             self.next_renew = now.boot;
         }
@@ -307,10 +307,7 @@ impl Ownership {
         self.take_shards(now, &grant.shards);
         self.lease = Some(lease);
         self.effects.push_back(Effect::Lease(lease));
-        let is_to_come = |shard: &ShardId, since: &Epoch| {
-            grant.taking.iter().any(|transfer| (transfer.shard, transfer.since) == (*shard, *since))
-        };
-        self.taken.retain(|shard, since| is_to_come(shard, since));
+        self.taken.retain(|shard, since| is_among(&grant.taking, *shard, *since));
         let moves = (grant.giving.clone(), grant.taking.clone());
         if moves != self.moves {
             self.moves = moves.clone();
@@ -441,6 +438,11 @@ impl Ownership {
     pub fn poll_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
     }
+}
+
+/// Whether this tenure of a shard is one of those on their way.
+fn is_among(transfers: &[Transfer], shard: ShardId, since: Epoch) -> bool {
+    transfers.iter().any(|transfer| (transfer.shard, transfer.since) == (shard, since))
 }
 
 #[cfg(test)]

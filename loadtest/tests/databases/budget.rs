@@ -119,32 +119,19 @@ fn faults(kind: Kind) {
         it.cluster.start_again(Role::Node, pod).expect("starts");
         it.cluster.wait_ready(PATIENCE).expect("ready");
     };
-    let coordinator = || {
-        let leads = |pod: &usize| {
-            let page =
-                it.client.get(format!("{}/metrics", it.cluster.control(*pod))).send().and_then(|page| page.text());
-            page.is_ok_and(|page| Samples::parse(&page).sum("cache_node_coordinator", &[]) == 1.0)
-        };
-        let mut found = None;
-        eventually("one coordinates", || {
-            found = (0..3).find(leads);
-            found.is_some()
-        });
-        found.expect("one does")
-    };
     let pause = |time| std::thread::sleep(time);
     for run in 1..=n_runs {
-        let victim = (coordinator() + 1) % 3;
+        let victim = (it.coordinator() + 1) % 3;
         assert!(it.cluster.signal(Role::Node, victim, Signal::SIGKILL));
         restart(victim);
-        let leader = coordinator();
+        let leader = it.coordinator();
         assert!(it.cluster.signal(Role::Node, leader, Signal::SIGKILL));
         restart(leader);
-        let victim = (coordinator() + 1) % 3;
+        let victim = (it.coordinator() + 1) % 3;
         assert!(it.cluster.signal(Role::Node, victim, Signal::SIGSTOP));
         pause(Duration::from_secs(3));
         assert!(it.cluster.signal(Role::Node, victim, Signal::SIGCONT));
-        let (one, other) = ((Role::Node, coordinator()), (Role::Node, (coordinator() + 2) % 3));
+        let (one, other) = ((Role::Node, it.coordinator()), (Role::Node, (it.coordinator() + 2) % 3));
         it.cluster.cut(one, other);
         it.cluster.cut(other, one);
         pause(Duration::from_secs(3));

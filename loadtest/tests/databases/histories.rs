@@ -90,19 +90,6 @@ fn client(routers: &[String], recorder: &Recorder, number: u64, run: usize, is_o
     }
 }
 
-fn coordinator(it: &Scene) -> usize {
-    let leads = |pod: &usize| {
-        let page = it.client.get(format!("{}/metrics", it.cluster.control(*pod))).send().and_then(|page| page.text());
-        page.is_ok_and(|page| Samples::parse(&page).sum("cache_node_coordinator", &[]) == 1.0)
-    };
-    let mut found = None;
-    eventually("one coordinates", || {
-        found = (0..it.cluster.n_pods()).find(leads);
-        found.is_some()
-    });
-    found.expect("one does")
-}
-
 /// Waits until every shard is served again; gives how long that took.
 fn whole(it: &Scene) -> Duration {
     let began = Instant::now();
@@ -113,7 +100,7 @@ fn whole(it: &Scene) -> Duration {
 /// Does it, and undoes it. Gives how long it took until every shard was served again, where that was looked at.
 fn strike(it: &mut Scene, fault: Fault, is_coordinator: bool, time: Duration) -> Duration {
     let mut broken = Duration::ZERO;
-    let leader = coordinator(it);
+    let leader = it.coordinator();
     let n_pods = it.cluster.n_pods();
     let victim = if is_coordinator { leader } else { (leader + 1) % n_pods };
     let restart = |it: &Scene| {
@@ -143,10 +130,7 @@ fn strike(it: &mut Scene, fault: Fault, is_coordinator: bool, time: Duration) ->
             restart(it);
         }
         Fault::KillSender | Fault::KillReceiver => {
-            let serving = || {
-                let page = it.client.get(format!("{}/metrics", it.cluster.control(victim))).send()?.text()?;
-                Ok::<_, reqwest::Error>(Samples::parse(&page).sum("cache_node_shards", &["state=\"serving\""]))
-            };
+            let serving = || it.samples(victim).map(|of| of.sum("cache_node_shards", &["state=\"serving\""]));
             let moment = serving().expect("it serves") * fastrand::f64();
             assert!(it.cluster.signal(Role::Node, victim, Signal::SIGTERM));
             let mut left = f64::MAX;

@@ -119,11 +119,26 @@ impl Scene {
         self.server.operations(&self.logs())
     }
 
+    /// What a node tells of itself; `None`: it does not answer.
+    fn samples(&self, pod: usize) -> Option<Samples> {
+        let page = self.client.get(format!("{}/metrics", self.cluster.control(pod))).send().ok()?.text().ok()?;
+        Some(Samples::parse(&page))
+    }
+
     /// Sum over all nodes that run.
     fn sum(&self, metric: &str, labels: &[&str]) -> f64 {
-        let page = |pod| self.client.get(format!("{}/metrics", self.cluster.control(pod))).send()?.text();
-        let pages = (0..self.cluster.n_pods()).filter_map(|pod| page(pod).ok());
-        pages.map(|page| Samples::parse(&page).sum(metric, labels)).sum()
+        (0..self.cluster.n_pods()).filter_map(|pod| self.samples(pod)).map(|samples| samples.sum(metric, labels)).sum()
+    }
+
+    /// The pod that coordinates, once there is one.
+    fn coordinator(&self) -> usize {
+        let leads = |pod: &usize| self.samples(*pod).is_some_and(|of| of.sum("cache_node_coordinator", &[]) == 1.0);
+        let mut found = None;
+        eventually("one coordinates", || {
+            found = (0..self.cluster.n_pods()).find(leads);
+            found.is_some()
+        });
+        found.expect("one does")
     }
 
     /// Waits until the nodes have all of the budget that is lent.

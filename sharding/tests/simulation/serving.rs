@@ -12,6 +12,7 @@ use bytes::Bytes;
 use sharding::epoch::Epoch;
 use sharding::fence::{Numbers, Token};
 use sharding::flight::{FlightId, FlightKey};
+use sharding::id::ShardId;
 use sharding::keys::{Effect, Keys, Outcome, Waiting, WriteId};
 use sharding::membership::After;
 use sharding::ownership::Ownership;
@@ -169,7 +170,7 @@ pub(crate) struct Serving {
     sealed: Vec<usize>,
     taken: Vec<(usize, Epoch)>,
     /// Seals of which the ownership hears too late, and when.
-    untold: Vec<(Duration, usize, Epoch)>,
+    untold: Vec<(Duration, ShardId, Epoch)>,
     n_handings: u64,
     incoming: BTreeMap<usize, Incoming>,
     /// Shards that were granted before the answer to their seals has come; since when, and after whom.

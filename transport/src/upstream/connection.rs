@@ -205,13 +205,13 @@ impl Connection {
     /// Sends the request that `encode` writes under the id that it is given. It says when it has waited for longer than
     /// `patience`, to the nearest look.
     pub(super) fn ask(self: &Rc<Self>, patience: Option<Duration>, encode: impl FnOnce(u32, &mut BytesMut)) -> Asked {
-        let late_at = patience.map(|patience| self.looks.get().wrapping_add(n_looks(patience)));
-        let id = self.waiting.borrow_mut().insert(Waiting { late_at, state: State::Waiting(None) });
+        let id = self.waiting.borrow().next_id();
         let asked = Asked { connection: Rc::clone(self), id };
         if !self.is_open() {
-            self.waiting.borrow_mut().remove(id);
             return asked;
         }
+        let late_at = patience.map(|patience| self.looks.get().wrapping_add(n_looks(patience)));
+        self.waiting.borrow_mut().insert(Waiting { late_at, state: State::Waiting(None) });
         self.tally.n_asked.set(self.tally.n_asked.get() + 1);
         encode(id, &mut self.unsent.borrow_mut());
         self.has_unsent.notify_one();

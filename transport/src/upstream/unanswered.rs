@@ -32,11 +32,12 @@ impl<T> Unanswered<T> {
         self.len
     }
 
-    fn next_id(&self) -> u32 {
+    /// The id of what is put in next.
+    pub(super) fn next_id(&self) -> u32 {
         self.first.wrapping_add(u32::try_from(self.row.len()).expect("a row is bounded by what is asked in a while"))
     }
 
-    /// Gives it the next id.
+    /// Gives it [`Unanswered::next_id`].
     pub(super) fn insert(&mut self, waiting: T) -> u32 {
         let id = self.next_id();
         self.row.push_back(Some(waiting));

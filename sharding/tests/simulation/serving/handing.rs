@@ -143,10 +143,11 @@ impl Serving {
         self.tell_waiting(waiting, Told::Misdirected, Told::Misdirected);
         self.outputs.push(Output::Handed(to, Some(chunk)));
         // No turning back: the next owner may have it from here on.
+        let id = ShardId(u16::try_from(shard).expect("few"));
         if manners.answers_before_it_knows {
-            self.untold.push((turn.now.boot + LATE, shard, since));
+            self.untold.push((turn.now.boot + LATE, id, since));
         } else {
-            turn.ownership.handle_sealed(turn.now, ShardId(u16::try_from(shard).expect("few")), since);
+            turn.ownership.handle_sealed(turn.now, id, since);
         }
         self.sealed.push(shard);
     }
@@ -154,7 +155,7 @@ impl Serving {
     /// Tells what should have been told before.
     pub(super) fn tell_late(&mut self, turn: &mut Turn<'_>) {
         for (_, shard, since) in self.untold.extract_if(.., |(at, ..)| *at <= turn.now.boot) {
-            turn.ownership.handle_sealed(turn.now, ShardId(u16::try_from(shard).expect("few")), since);
+            turn.ownership.handle_sealed(turn.now, shard, since);
         }
     }
 
