@@ -29,15 +29,8 @@ enum Seat {
     Owned { by: Incarnation, since: Epoch, after: After },
     /// To be given up by its owner: to `to`, when that one has taken over what is in memory; or, where there is nobody, by
     /// leaving it out of its grants. Its owner was told so with the grant that answers request `asked` (`None`: it has not
-    /// asked since). Before that it believed that it was to give it to `before`.
-    Moving {
-        by: Incarnation,
-        since: Epoch,
-        after: After,
-        to: Option<Incarnation>,
-        before: Option<Incarnation>,
-        asked: Option<u64>,
-    },
+    /// asked since).
+    Moving { by: Incarnation, since: Epoch, after: After, to: Option<Incarnation>, asked: Option<u64> },
 }
 
 impl Seat {
@@ -343,10 +336,6 @@ impl Coordinator {
             }
             let after = After::Sealed(since);
             let to = match *seat {
-                // It has not heard yet that another is to have it: the one before has what was in memory.
-                Seat::Moving { to, before, asked, .. } if asked.is_none_or(|asked| renew.granted < asked) => {
-                    before.filter(may_own).or(to)
-                }
                 Seat::Moving { to, .. } => to,
                 Seat::Owned { .. } | Seat::Free { .. } => None,
             };
@@ -438,13 +427,14 @@ impl Coordinator {
             let (seat, to) = (&mut self.seats[shard.index()], Some(targets[target].0));
             if let Seat::Owned { by, since, after } = *seat {
                 self.wakes.insert(by);
-                *seat = Seat::Moving { by, since, after, to, before: None, asked: None };
+                *seat = Seat::Moving { by, since, after, to, asked: None };
             }
         }
     }
 
     fn assign(&mut self, now: Now) {
         let targets = self.targets();
+        let may_own = |life| targets.iter().any(|(target, _)| *target == life);
         let nodes: Vec<NodeId> = targets.iter().map(|(_, node)| node.clone()).collect();
         let previous: Vec<Option<NodeId>> = self
             .seats
@@ -472,15 +462,17 @@ impl Coordinator {
                 }
                 (Seat::Owned { by, since, after }, to) if to != Some(by) => {
                     self.wakes.insert(by);
-                    Seat::Moving { by, since, after, to, before: None, asked: None }
+                    Seat::Moving { by, since, after, to, asked: None }
                 }
                 // Its owner may serve it no more: that tenure must not begin again. It is free when that is heard.
                 (seat @ Seat::Moving { to: None, asked: Some(_), .. }, _) => seat,
+                // Who was told to take it over goes on: its owner may be sealing it for that one, and no other has it.
+                (seat @ Seat::Moving { to: Some(to), asked: Some(_), .. }, _) if may_own(to) => seat,
                 (Seat::Moving { by, since, after, .. }, Some(wanted)) if wanted == by => {
                     Seat::Owned { by, since, after }
                 }
                 (Seat::Moving { by, since, after, to, .. }, wanted) if wanted != to => {
-                    Seat::Moving { by, since, after, to: wanted, before: to, asked: None }
+                    Seat::Moving { by, since, after, to: wanted, asked: None }
                 }
                 (seat, _) => seat,
             };

@@ -120,7 +120,7 @@ fn a_coordinators_crash_in_the_middle_of_moves_leaves_no_shard_stuck() {
     println!("whole after {longest:?} at most");
 }
 
-/// A coordinator of one shard, and nodes that ask it.
+/// A coordinator of one shard or a few, and nodes that ask it.
 struct Court {
     coordinator: Coordinator,
     greetings: BTreeMap<u64, Greeting>,
@@ -129,8 +129,12 @@ struct Court {
 
 impl Court {
     fn new() -> Self {
-        let term = Term { counter: 2, seed: 0 };
-        let coordinator = Coordinator::new(at(10_000), Times::default(), term, NShards::new(1).expect("one"), 8, &[]);
+        Self::of(1)
+    }
+
+    fn of(n_shards: u16) -> Self {
+        let (term, n_shards) = (Term { counter: 2, seed: 0 }, NShards::new(n_shards).expect("some"));
+        let coordinator = Coordinator::new(at(10_000), Times::default(), term, n_shards, 8, &[]);
         Self { coordinator, greetings: BTreeMap::new(), request: 0 }
     }
 
@@ -265,4 +269,30 @@ fn a_tenure_that_was_left_out_of_a_grant_does_not_begin_again() {
     court.ask(14_004, 1, |renew| renew.is_leaving = true);
     let granted = court.grant(14_005, 2, |_| {}).shards;
     assert!(matches!(granted[..], [Tenure { since, after: After::Move, .. }] if since > tenure.since), "{granted:?}");
+}
+
+#[test]
+fn a_move_that_was_begun_is_not_turned_to_a_node_that_joins_meanwhile() {
+    let n = 12;
+    let mut court = Court::of(n);
+    court.ask(10_001, 1, |_| {});
+    court.ask(10_002, 1, |_| {});
+    court.ask(11_400, 1, |_| {});
+    let held = court.grant(12_000, 1, |_| {}).shards;
+    assert_eq!(held.len(), usize::from(n));
+    let holds = |renew: &mut Renew| renew.held.clone_from(&held);
+    court.ask(12_001, 2, |_| {});
+    court.ask(12_002, 2, |_| {});
+    let begun = court.grant(12_003, 1, holds).giving;
+    assert!(begun.len() == usize::from(n / 2) && begun.iter().all(|transfer| transfer.peer.as_str() == "pod-2"));
+    court.ask(12_004, 3, |_| {});
+    court.ask(12_005, 3, |_| {});
+    let giving = court.grant(12_006, 1, holds).giving;
+    assert!(begun.iter().all(|transfer| giving.contains(transfer)), "{begun:?} {giving:?}");
+    // Sealed for the second, and the owner has heard of the third.
+    let sealed: Vec<_> = begun.iter().map(|transfer| (transfer.shard, transfer.since)).collect();
+    let rest: Vec<Tenure> =
+        held.iter().copied().filter(|tenure| !sealed.contains(&(tenure.shard, tenure.since))).collect();
+    court.ask(12_007, 1, |renew| (renew.held, renew.sealed) = (rest, sealed.clone()));
+    assert_eq!(court.grant(12_008, 2, |_| {}).shards.len(), sealed.len());
 }
