@@ -125,8 +125,8 @@ impl FrameReader {
     /// [`WireError::TooLong`] as soon as the length is known.
     pub fn next_frame(&mut self) -> Result<Option<Bytes>, WireError> {
         let Some(len) = self.whole()? else { return Ok(None) };
-        let mut frame = self.buffer.split_to(LENGTH_BYTES + len).freeze();
-        Ok(Some(frame.split_off(LENGTH_BYTES)))
+        self.buffer.advance(LENGTH_BYTES);
+        Ok(Some(self.buffer.split_to(len).freeze()))
     }
 
     /// The next whole frame where it lies: it stays the next one until it is [skipped](FrameReader::skip).

@@ -213,8 +213,11 @@ impl Connection {
         let late_at = patience.map(|patience| self.looks.get().wrapping_add(n_looks(patience)));
         self.waiting.borrow_mut().insert(Waiting { late_at, state: State::Waiting(None) });
         self.tally.n_asked.set(self.tally.n_asked.get() + 1);
-        encode(id, &mut self.unsent.borrow_mut());
-        self.has_unsent.notify_one();
+        let mut unsent = self.unsent.borrow_mut();
+        if unsent.is_empty() {
+            self.has_unsent.notify_one();
+        }
+        encode(id, &mut unsent);
         if !self.is_looking.get() {
             self.has_waiting.notify_one();
         }
