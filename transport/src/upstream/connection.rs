@@ -334,3 +334,84 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::metrics::gauge::Gauge;
+    use sharding::id::NodeId;
+    use sharding::wire::Welcome;
+    use tokio::net::TcpListener;
+    use tokio::task::{LocalSet, yield_now};
+
+    use super::*;
+
+    /// More turns than anything waits for.
+    const TURNS: u32 = 1000;
+
+    /// A connection to a node that says welcome and then only reads; what is asked on its thread is counted in the second.
+    async fn connect() -> (Rc<Connection>, Rc<Cell<u64>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound").to_string();
+        spawn_local(async move {
+            let (mut stream, _) = listener.accept().await.expect("the connection");
+            let mut welcome = BytesMut::new();
+            let node = NodeId::parse("pod-0").expect("a name");
+            Welcome { n_lanes: 1, node }.encode(&mut welcome);
+            stream.write_all(&welcome).await.expect("it listens");
+            tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+        });
+        let n_asked = Rc::new(Cell::new(0));
+        let tally = Tally { n_open: Gauge::default(), n_asked: Rc::clone(&n_asked) };
+        let names = Names::of_system();
+        let (connection, _) = Connection::open(&names, &address, 0, tally).await.expect("welcome");
+        // It begins to wait for questions.
+        yield_now().await;
+        (connection, n_asked)
+    }
+
+    fn ask(connection: &Rc<Connection>, len: usize) -> Asked {
+        connection.ask(None, |_, out| out.resize(out.len() + len, 0))
+    }
+
+    /// The most bytes that ever wait, while a question of this length comes each turn.
+    async fn most_unsent(len: usize) -> usize {
+        let (connection, _) = connect().await;
+        let (mut asked, mut most) = (Vec::new(), 0);
+        for _ in 0..TURNS {
+            asked.push(ask(&connection, len));
+            most = most.max(connection.unsent.borrow().len());
+            yield_now().await;
+        }
+        most
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_turn_after_turn_leaves_after_so_many() {
+        let n = LocalSet::new().run_until(most_unsent(1)).await;
+        assert!((3..=GATHERING_TURNS as usize + 2).contains(&n), "{n} questions waited");
+    }
+
+    #[tokio::test]
+    async fn what_is_long_enough_waits_for_no_more() {
+        let len = GATHERED_BYTES / 3 + 1;
+        let bytes = LocalSet::new().run_until(most_unsent(len)).await;
+        assert!((2 * len..=5 * len).contains(&bytes), "{bytes} bytes waited");
+    }
+
+    #[tokio::test]
+    async fn who_asks_an_idle_node_does_not_wait_for_what_others_are_asked() {
+        let asked = async {
+            let (connection, n_asked) = connect().await;
+            let _asked = ask(&connection, 1);
+            let mut turns = 0;
+            while !connection.unsent.borrow().is_empty() && turns < TURNS {
+                n_asked.set(n_asked.get() + 1);
+                yield_now().await;
+                turns += 1;
+            }
+            turns
+        };
+        let turns = LocalSet::new().run_until(asked).await;
+        assert!(turns <= 2, "{turns} turns");
+    }
+}
