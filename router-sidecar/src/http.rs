@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use actix_web::dev::RequestHead;
+use actix_web::guard::Guard;
 use actix_web::http::{ConnectionType, Method};
 use actix_web::{HttpRequest, HttpResponse, Resource, Route, guard, web};
 use prometheus_client::registry::Registry;
@@ -79,12 +80,18 @@ pub(crate) fn probes(config: &mut web::ServiceConfig, probed: Probed) {
 
 fn page(path: &str) -> Resource {
     let refuse = |request: HttpRequest| async move { Problem::method(READING_METHODS).answer(request.head()) };
-    web::resource(path).default_service(web::to(refuse))
+    web::resource(path).guard(literally(path)).default_service(web::to(refuse))
 }
 
 fn posting(path: &str) -> Resource {
     let refuse = |request: HttpRequest| async move { Problem::method(REGION_METHODS).answer(request.head()) };
-    web::resource(path).default_service(web::to(refuse))
+    web::resource(path).guard(literally(path)).default_service(web::to(refuse))
+}
+
+/// The path begins as it is written here, not percent-encoded: whoever denies `/-/` to others denies all ways to it.
+fn literally(path: &str) -> impl Guard + use<> {
+    let begin = path.split('{').next().unwrap_or_default().to_owned();
+    guard::fn_guard(move |context| context.head().uri.path().starts_with(&begin))
 }
 
 fn reading() -> Route {

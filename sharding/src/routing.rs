@@ -10,6 +10,9 @@ use crate::map::{Member, ShardMap};
 
 /// Most times that one request is sent to an owner; after that the owner is passed by.
 pub const TRIES_MAX: u32 = 3;
+/// As often a request is sent that nobody but an owner can answer: with its pauses half a second, in which a shard of a node
+/// that leaves has another owner.
+pub const OWNER_TRIES_MAX: u32 = 11;
 /// Most nodes that are asked to read past the owner.
 pub const PASSES_MAX: usize = 5;
 /// When nobody could be asked, all are asked once more.
@@ -62,7 +65,7 @@ impl Tries {
         Self { may_pass: true, made: 0, passed: 0, rounds: 0 }
     }
 
-    /// Those of a request that is the owner's alone. It is only tried again while it has surely not been begun.
+    /// Those of a request that is the owner's alone. Requires: what must not be done twice has surely not been begun.
     #[must_use]
     pub const fn of_owner() -> Self {
         Self { may_pass: false, ..Self::of_read() }
@@ -79,13 +82,15 @@ impl Tries {
                 if self.rounds < ROUNDS_MAX { Next::Pause(ROUND_PAUSE) } else { Next::GiveUp }
             }
             Setback::Misdirected(newer) if newer > known && self.made < TRIES_MAX => Next::RefreshMap(newer),
-            // A node that is behind us, or about to own what the map gives it, needs a moment.
-            Setback::Misdirected(_) | Setback::Dropped
-                if self.made == 1 || (!self.may_pass && self.made < TRIES_MAX) =>
-            {
-                Next::Pause(RETRY_PAUSE)
+            _ if !self.may_pass => {
+                if self.made < OWNER_TRIES_MAX {
+                    Next::Pause(RETRY_PAUSE)
+                } else {
+                    Next::GiveUp
+                }
             }
-            _ if !self.may_pass => Next::GiveUp,
+            // A node that is behind us, or about to own what the map gives it, needs a moment.
+            Setback::Misdirected(_) | Setback::Dropped if self.made == 1 => Next::Pause(RETRY_PAUSE),
             _ => {
                 self.passed += 1;
                 Next::PassThrough(self.passed - 1)
@@ -133,14 +138,13 @@ mod tests {
 
     #[test]
     fn nobody_is_asked_past_the_owner_to_write() {
-        for setback in [Setback::Unreachable, Setback::NoOwner] {
-            assert_eq!(Tries::of_owner().handle_setback(epoch(1), 9, setback), Next::GiveUp);
+        for setback in [Setback::Unreachable, Setback::NoOwner, Setback::Dropped, Setback::Misdirected(epoch(1))] {
+            let mut tries = Tries::of_owner();
+            for _ in 1..OWNER_TRIES_MAX {
+                assert_eq!(tries.handle_setback(epoch(2), 9, setback), Next::Pause(RETRY_PAUSE));
+            }
+            assert_eq!(tries.handle_setback(epoch(2), 9, setback), Next::GiveUp);
         }
-        let mut tries = Tries::of_owner();
-        for _ in 1..TRIES_MAX {
-            assert_eq!(tries.handle_setback(epoch(2), 9, Setback::Misdirected(epoch(1))), Next::Pause(RETRY_PAUSE));
-        }
-        assert_eq!(tries.handle_setback(epoch(2), 9, Setback::Misdirected(epoch(1))), Next::GiveUp);
     }
 
     #[test]

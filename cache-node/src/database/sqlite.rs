@@ -1,4 +1,4 @@
-//! SQLite: the embedded database. Opened read-only, and once more to write where a region is written to; several processes
+//! SQLite: the embedded database. Opened to read, and once more to write where a region is written to; several processes
 //! may share the file. Its calls block, so they are made on threads of their own.
 
 mod writing;
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use futures_util::future::BoxFuture;
+use rusqlite::config::DbConfig;
 use rusqlite::trace::{TraceEvent, TraceEventCodes};
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags};
@@ -39,12 +40,13 @@ pub struct Sqlite {
 }
 
 impl Sqlite {
-    /// Opens a file read-only.
+    /// Opens a file to read. What a writer that died has left half done is taken back, as every reader of SQLite does who may
+    /// write to the file; one that was opened read-only would fail until somebody else had done so.
     ///
     /// # Errors
     /// [`DatabaseError::Failed`] when it cannot be opened or is no SQLite database.
     pub fn open(path: &Path) -> Result<Self, DatabaseError> {
-        Self::open_as(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+        Self::open_as(path, true)
     }
 
     /// Opens a file to write.
@@ -52,14 +54,19 @@ impl Sqlite {
     /// # Errors
     /// As [`Sqlite::open`].
     pub fn open_to_write(path: &Path) -> Result<Self, DatabaseError> {
-        Self::open_as(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+        Self::open_as(path, false)
     }
 
-    fn open_as(path: &Path, mode: OpenFlags) -> Result<Self, DatabaseError> {
+    fn open_as(path: &Path, only_reads: bool) -> Result<Self, DatabaseError> {
         let open = || {
-            let flags = mode | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            // A file that may not be written to is opened read-only all the same.
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             let mut connection = Connection::open_with_flags(path, flags)?;
             connection.busy_timeout(BUSY_TIMEOUT)?;
+            if only_reads {
+                connection.pragma_update(None, "query_only", true)?;
+                connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+            }
             connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
             rusqlite::vtab::array::load_module(&connection)?;
             // The file is looked at only when something is read.
@@ -346,6 +353,33 @@ mod tests {
         let mut found: Vec<_> = found.into_iter().map(|(key, value)| (text(key), text(value))).collect();
         found.sort();
         found
+    }
+
+    #[test]
+    fn what_a_writer_that_died_has_left_half_done_is_taken_back() {
+        let (dir, mut sqlite) = database(
+            "CREATE TABLE things (id PRIMARY KEY, body BLOB); INSERT INTO things VALUES ('a', 'before'); \
+             INSERT INTO things SELECT value, zeroblob(4000) FROM json_each('[1,2,3,4,5,6,7,8,9,10]')",
+        );
+        let path = dir.path().join("test.db");
+        let writer = Connection::open(&path).expect("opens");
+        // It has no room for what it changes, so that goes to the file before it is committed.
+        writer
+            .execute_batch(
+                "PRAGMA cache_size = 1; BEGIN; UPDATE things SET body = 'after'; \
+                 UPDATE things SET body = zeroblob(5000) WHERE id != 'a'",
+            )
+            .expect("changes");
+        let died = dir.path().join("died.db");
+        for suffix in ["", "-journal"] {
+            let copy = |path: &Path| format!("{}{suffix}", path.display());
+            std::fs::copy(copy(&path), copy(&died)).expect("both files are there");
+        }
+        drop(writer);
+        let mut reader = Sqlite::open(&died).expect("opens");
+        assert_eq!(read(&mut reader, &[b"a"]), [("a".to_owned(), "before".to_owned())]);
+        assert_eq!(read(&mut sqlite, &[b"a"]), [("a".to_owned(), "before".to_owned())]);
+        assert!(reader.connection.execute("DELETE FROM things", []).is_err(), "it only reads");
     }
 
     #[test]

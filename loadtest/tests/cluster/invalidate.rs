@@ -73,9 +73,14 @@ fn what_nobody_could_acknowledge_is_said() {
 #[test]
 fn an_invalidation_that_makes_no_sense_is_refused() {
     let it = Scene::new("").start();
-    for wanted in
-        [json!({}), json!({"keys": ["a"], "prefix": "a"}), json!({"keys": [""]}), json!({"key": "a"}), json!([])]
-    {
+    for wanted in [
+        json!({}),
+        json!({"keys": ["a"], "prefix": "a"}),
+        json!({"keys": [""]}),
+        json!({"key": "a"}),
+        json!([]),
+        json!([["a"], null]),
+    ] {
         let (status, problem) = invalidate(&it, 0, &wanted);
         assert_eq!((status, &problem["type"]), (400, &"urn:distributed-cache:problem:bad-body".into()), "{wanted}");
     }

@@ -56,14 +56,22 @@ pub(super) async fn body(payload: web::Payload, state: &HttpState) -> Result<Byt
     body.map_err(|error| Problem::bad_body(error.to_string()))
 }
 
+/// A JSON object. A list of its members in their order, which serde takes as well, is none.
+pub(super) fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String> {
+    if body.trim_ascii_start().first() != Some(&b'{') {
+        return Err("it is no JSON object".to_owned());
+    }
+    serde_json::from_slice(body).map_err(|error| error.to_string())
+}
+
 pub(super) async fn post(
     payload: web::Payload,
     state: &HttpState,
     (view, region): (&Arc<View>, &RegionInfo),
 ) -> Result<HttpResponse, Problem> {
     let body = body(payload, state).await?;
-    let Wanted { keys } = serde_json::from_slice(&body)
-        .map_err(|error| Problem::bad_body(format!("expected {{\"keys\":[\"...\"]}}: {error}")))?;
+    let Wanted { keys } =
+        object(&body).map_err(|why| Problem::bad_body(format!("expected {{\"keys\":[\"...\"]}}: {why}")))?;
     if keys.len() > state.batch_keys_max {
         return Err(Problem::too_many_keys(keys.len(), state.batch_keys_max));
     }

@@ -74,7 +74,7 @@ async fn invalidate(request: &HttpRequest, payload: web::Payload, state: &HttpSt
     let body = batch::body(payload, state).await?;
     let wrong =
         |why: String| Problem::bad_body(format!("expected {{\"keys\":[\"...\"]}} or {{\"prefix\":\"...\"}}: {why}"));
-    let wanted: Wanted = serde_json::from_slice(&body).map_err(|error| wrong(error.to_string()))?;
+    let wanted: Wanted = batch::object(&body).map_err(wrong)?;
     let n_shards = view.map.n_shards();
     let questions: Vec<(Question, Bytes, Option<String>, ShardId)> = match (wanted.keys, wanted.prefix) {
         (Some(keys), None) => {
