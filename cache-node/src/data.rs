@@ -192,7 +192,7 @@ pub(crate) async fn serve(connect: Connect, lane: Rc<Lane>) {
 }
 
 /// What is on its way to a router. Answers that need no waiting are written to it as soon as their requests have been read,
-/// and leave at once, if nothing else is leaving; all others wait in the outbox for [`write`].
+/// and leave at once, if nothing else is leaving; all others wait in the outbox for [`write()`].
 #[derive(Default)]
 struct Leaving {
     bytes: RefCell<BytesMut>,
