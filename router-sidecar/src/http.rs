@@ -79,12 +79,16 @@ pub(crate) fn probes(config: &mut web::ServiceConfig, probed: Probed) {
 }
 
 fn page(path: &str) -> Resource {
-    let refuse = |request: HttpRequest| async move { Problem::method(READING_METHODS).answer(request.head()) };
-    web::resource(path).guard(literally(path)).default_service(web::to(refuse))
+    resource(path, READING_METHODS)
 }
 
 fn posting(path: &str) -> Resource {
-    let refuse = |request: HttpRequest| async move { Problem::method(REGION_METHODS).answer(request.head()) };
+    resource(path, REGION_METHODS)
+}
+
+/// What has another method than these is refused.
+fn resource(path: &str, methods: &'static str) -> Resource {
+    let refuse = move |request: HttpRequest| async move { Problem::method(methods).answer(request.head()) };
     web::resource(path).guard(literally(path)).default_service(web::to(refuse))
 }
 

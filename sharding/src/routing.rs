@@ -19,7 +19,7 @@ pub const PASSES_MAX: usize = 5;
 pub const ROUNDS_MAX: u32 = 2;
 /// Pause before the second round: for a machine that was too busy to answer anybody.
 pub const ROUND_PAUSE: Duration = Duration::from_millis(200);
-/// Pause before the second try, when nothing newer is known than what was tried.
+/// Pause before another try at an owner, when nothing newer is known than what was tried.
 pub const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why a try brought no answer.
@@ -82,13 +82,8 @@ impl Tries {
                 if self.rounds < ROUNDS_MAX { Next::Pause(ROUND_PAUSE) } else { Next::GiveUp }
             }
             Setback::Misdirected(newer) if newer > known && self.made < TRIES_MAX => Next::RefreshMap(newer),
-            _ if !self.may_pass => {
-                if self.made < OWNER_TRIES_MAX {
-                    Next::Pause(RETRY_PAUSE)
-                } else {
-                    Next::GiveUp
-                }
-            }
+            _ if !self.may_pass && self.made < OWNER_TRIES_MAX => Next::Pause(RETRY_PAUSE),
+            _ if !self.may_pass => Next::GiveUp,
             // A node that is behind us, or about to own what the map gives it, needs a moment.
             Setback::Misdirected(_) | Setback::Dropped if self.made == 1 => Next::Pause(RETRY_PAUSE),
             _ => {
