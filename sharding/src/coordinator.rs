@@ -14,7 +14,7 @@ use crate::epoch::{Epoch, Term};
 use crate::id::{NShards, NodeId, ShardId};
 use crate::load::{ShardLoad, Weights};
 use crate::map::{Member, ShardMap};
-use crate::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
+use crate::membership::{Addition, After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
 use crate::times::{Now, Times};
 
 /// Most lives that it remembers to have greeted and that have not quoted it yet.
@@ -51,6 +51,8 @@ struct Owner {
     nonce: u64,
     /// The last request that was answered.
     request: u64,
+    /// The epoch up to which that answer goes.
+    answered: Epoch,
     /// The last request whose grant it has acted on, and when it was heard to have done so.
     granted: u64,
     heard: Duration,
@@ -96,6 +98,8 @@ pub struct Coordinator {
     needs_plan: bool,
     /// Those for whom there is something new.
     wakes: BTreeSet<Incarnation>,
+    /// Those for whom something was sealed.
+    gains: BTreeSet<Incarnation>,
 }
 
 /// A coordinator has met a term that is not below its own: it must acquire a higher one before it grants anything.
@@ -130,12 +134,29 @@ impl Coordinator {
             lendings: budgeted.iter().map(|budgeted| Lending::new(now, &times, budgeted.clone())).collect(),
             needs_plan: true,
             wakes: BTreeSet::new(),
+            gains: BTreeSet::new(),
         }
     }
 
-    /// Somebody who is to ask at once, until there is nobody.
-    pub fn poll_wake(&mut self) -> Option<Incarnation> {
-        self.wakes.pop_first()
+    /// What somebody is to be told who has not asked, until there is nothing.
+    pub fn poll_news(&mut self) -> Option<(Incarnation, Reply)> {
+        while let Some(incarnation) = self.gains.pop_first() {
+            if let Some(owner) = self.owners.get(&incarnation) {
+                return Some((incarnation, Reply::Addition(self.addition(incarnation, owner))));
+            }
+        }
+        self.wakes.pop_first().map(|incarnation| (incarnation, Reply::Wake { incarnation }))
+    }
+
+    fn addition(&self, incarnation: Incarnation, owner: &Owner) -> Addition {
+        let is_new = |(shard, seat): (ShardId, &Seat)| match *seat {
+            Seat::Owned { by, since, after } if by == incarnation && since > owner.answered => {
+                Some(Tenure { shard, since, after })
+            }
+            _ => None,
+        };
+        let shards = (0..).map(ShardId).zip(&self.seats).filter_map(is_new).collect();
+        Addition { incarnation, request: owner.request, epoch: self.map.epoch(), shards }
     }
 
     /// Its term.
@@ -255,6 +276,7 @@ impl Coordinator {
             identity: renew.identity.clone(),
             nonce,
             request: 0,
+            answered: Epoch::default(),
             granted: 0,
             heard: now.boot,
             seen: Epoch::default(),
@@ -341,7 +363,7 @@ impl Coordinator {
             };
             *seat = match to.filter(may_own) {
                 Some(by) => {
-                    self.wakes.insert(by);
+                    self.gains.insert(by);
                     self.balance.handle_moved(now, shard);
                     Seat::Owned { by, since: next, after }
                 }
@@ -534,6 +556,7 @@ impl Coordinator {
             return Reply::Goodbye { incarnation };
         }
         owner.bound = now.boot + self.times.bound(self.times.lease);
+        owner.answered = epoch;
         // While it learns who owns what, the last map of the term before is the better one.
         let is_settled = self.adopts_until <= now.boot || self.seats.iter().all(|seat| seat.owner().is_some());
         let map = (is_settled && renew.map < epoch).then(|| Arc::clone(&self.map));

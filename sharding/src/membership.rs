@@ -103,6 +103,8 @@ pub enum Reply {
     },
     /// The lease.
     Grant(Grant),
+    /// More shards under the lease that it has.
+    Addition(Addition),
     /// There is something new for it: it is to ask at once.
     Wake {
         /// For whom.
@@ -134,4 +136,18 @@ pub struct Grant {
     pub shares: Vec<BudgetShare>,
     /// The map, when the node has none so new, and it is worth having.
     pub map: Option<Arc<ShardMap>>,
+}
+
+/// Shards that were sealed for a node since its last [`Grant`], which it need not ask for: they are served under the lease of
+/// that grant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addition {
+    /// For whom.
+    pub incarnation: Incarnation,
+    /// The request that the grant has answered.
+    pub request: u64,
+    /// The newest epoch of the coordinator.
+    pub epoch: Epoch,
+    /// All that became the node's since that grant.
+    pub shards: Vec<Tenure>,
 }

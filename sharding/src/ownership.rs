@@ -12,8 +12,11 @@ use crate::epoch::{Epoch, Term};
 use crate::id::{NShards, ShardId};
 use crate::load::ShardLoad;
 use crate::map::{Member, ShardMap};
-use crate::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
+use crate::membership::{Addition, After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
 use crate::times::{Lease, Now, Times};
+
+/// So long who has taken a shard over waits for the one that has sealed it to tell the coordinator, before it does so itself.
+const TAKEN_PATIENCE: Duration = Duration::from_millis(20);
 
 /// What the shell has to do, in the order given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,7 +202,7 @@ impl Ownership {
     pub fn handle_taken(&mut self, now: Now, shard: ShardId, since: Epoch) {
         if is_among(&self.moves.1, shard, since) {
             self.taken.insert(shard, since);
-            self.next_renew = now.boot;
+            self.next_renew = self.next_renew.min(now.boot + TAKEN_PATIENCE);
         }
     }
 
@@ -252,11 +255,18 @@ impl Ownership {
                 self.handle_hello(now, *greeting);
             }
             Reply::Grant(grant) if grant.incarnation == self.me.incarnation => self.handle_grant(now, grant),
+            Reply::Addition(addition) if addition.incarnation == self.me.incarnation => {
+                self.handle_addition(now, addition);
+            }
             Reply::Goodbye { incarnation } if *incarnation == self.me.incarnation && self.is_leaving => {
                 self.leave();
             }
             Reply::Wake { incarnation } if *incarnation == self.me.incarnation => self.next_renew = now.boot,
-            Reply::Hello { .. } | Reply::Grant(_) | Reply::Goodbye { .. } | Reply::Wake { .. } => {}
+            Reply::Hello { .. }
+            | Reply::Grant(_)
+            | Reply::Addition(_)
+            | Reply::Goodbye { .. }
+            | Reply::Wake { .. } => {}
         }
     }
 
@@ -320,6 +330,31 @@ impl Ownership {
         }
     }
 
+    /// Shards are ours as if the grant that was acted on last had named them.
+    fn handle_addition(&mut self, now: Now, addition: &Addition) {
+        // Nothing that was said after it has been acted on: in particular, none of the shards was given away again.
+        if addition.epoch <= self.seen || self.term() != Some(addition.epoch.term) {
+            return;
+        }
+        if addition.request != self.granted || !self.holds(now) {
+            // What it adds to has been lost, or has run out.
+            self.next_renew = now.boot;
+            return;
+        }
+        self.see(addition.epoch);
+        for &Tenure { shard, since, after } in &addition.shards {
+            self.take_shard(now, shard, Some(Held { since, after, is_sealed: false }));
+            self.taken.remove(&shard);
+        }
+        let n_taking = self.moves.1.len();
+        self.moves.1.retain(|transfer| !addition.shards.iter().any(|tenure| tenure.shard == transfer.shard));
+        if self.moves.1.len() < n_taking {
+            let (giving, taking) = self.moves.clone();
+            self.effects.push_back(Effect::Moves { giving, taking });
+        }
+    }
+
+    /// Has these shards, and no others.
     fn take_shards(&mut self, now: Now, shards: &[Tenure]) {
         let mut granted = vec![None; self.tenures.len()];
         for &Tenure { shard, since, after } in shards {
@@ -327,26 +362,30 @@ impl Ownership {
                 *granted = Some(Held { since, after, is_sealed: false });
             }
         }
-        for (shard, (tenure, granted)) in (0..).map(ShardId).zip(self.tenures.iter_mut().zip(granted)) {
-            // One that is sealed stays so, until a grant shows that this was heard.
-            if tenure.map(|held| held.since) == granted.map(|held| held.since) {
-                continue;
-            }
-            // Another "since" means that somebody else may have owned it in between: its entries are worth nothing.
-            if let Some(ended) = tenure {
-                self.effects.push_back(Effect::Release { shard });
-                if !ended.is_sealed || self.is_leaving {
-                    // Somebody waits for it, or for us to have nothing left.
-                    self.next_renew = now.boot;
-                }
-            }
-            if let Some(Held { since, after, .. }) = granted {
-                self.effects.push_back(Effect::Serve { shard, since, after });
-            }
-            *tenure = granted;
-            // What was measured was an earlier tenure's.
-            self.loads[shard.index()] = None;
+        for (shard, granted) in (0..).map(ShardId).zip(granted) {
+            self.take_shard(now, shard, granted);
         }
+    }
+
+    fn take_shard(&mut self, now: Now, shard: ShardId, granted: Option<Held>) {
+        let Some(tenure) = self.tenures.get_mut(shard.index()) else { return };
+        // One that is sealed stays so, until a grant shows that this was heard.
+        if tenure.map(|held| held.since) == granted.map(|held| held.since) {
+            return;
+        }
+        // Another "since" means that somebody else may have owned it in between: its entries are worth nothing.
+        if let Some(ended) = std::mem::replace(tenure, granted) {
+            self.effects.push_back(Effect::Release { shard });
+            if !ended.is_sealed || self.is_leaving {
+                // Somebody waits for it, or for us to have nothing left.
+                self.next_renew = now.boot;
+            }
+        }
+        if let Some(Held { since, after, .. }) = granted {
+            self.effects.push_back(Effect::Serve { shard, since, after });
+        }
+        // What was measured was an earlier tenure's.
+        self.loads[shard.index()] = None;
     }
 
     fn term(&self) -> Option<Term> {
@@ -499,14 +538,55 @@ mod tests {
             ownership.handle_reply(at(millis), &Reply::Grant(grant));
             renew.taken
         };
+        let patience = u64::try_from(TAKEN_PATIENCE.as_millis()).expect("short");
         assert_eq!(ask(&mut ownership, 0, &[0, 2]), []);
         for (shard, seq) in [(2, 1), (0, 2), (1, 1)] {
             ownership.handle_taken(at(1), ShardId(shard), Epoch { seq, ..since });
         }
-        // At once; nothing of other tenures or of shards that it is not to take over.
-        assert_eq!(ask(&mut ownership, 1, &[0, 2]), [(ShardId(2), since)]);
+        // Soon; nothing of other tenures or of shards that it is not to take over.
+        assert!(ownership.poll_renew(at(patience), Vec::new).is_none());
+        assert_eq!(ask(&mut ownership, 1 + patience, &[0, 2]), [(ShardId(2), since)]);
         assert_eq!(ask(&mut ownership, 1000, &[0]), [(ShardId(2), since)]);
         assert_eq!(ask(&mut ownership, 2000, &[0]), []);
+    }
+
+    #[test]
+    fn an_addition_adds_to_the_lease_that_was_acted_on_last_once() {
+        let member = Member { node: NodeId::parse("pod-0").expect("a name"), data: "h:1".to_owned() };
+        let me = Identity { member: member.clone(), incarnation: Incarnation(1), identity: String::new() };
+        let mut ownership = Ownership::new(at(0), me, NShards::new(8).expect("some"), Times::default());
+        let greeting = Greeting { term: Term { counter: 1, seed: 0 }, nonce: 1 };
+        let request = renew(&mut ownership, at(0), greeting).request;
+        let epoch = |seq| Epoch { term: greeting.term, seq };
+        ownership.moves.1 = vec![Transfer { shard: ShardId(2), since: epoch(1), peer: member.node }];
+        ownership.handle_taken(at(1), ShardId(2), epoch(1));
+        while ownership.poll_effect().is_some() {}
+        let shards = vec![Tenure { shard: ShardId(2), since: epoch(2), after: After::Sealed(epoch(1)) }];
+        let addition = Addition { incarnation: Incarnation(1), request, epoch: epoch(2), shards: shards.clone() };
+        let told = |ownership: &mut Ownership, now, addition: &Addition| {
+            ownership.handle_reply(now, &Reply::Addition(addition.clone()));
+            std::iter::from_fn(|| ownership.poll_effect()).collect::<Vec<_>>()
+        };
+        // Of another coordinator; for somebody else; what is no news.
+        let of_other = Epoch { term: Term { counter: 2, seed: 0 }, seq: 2 };
+        assert_eq!(told(&mut ownership, at(2), &Addition { epoch: of_other, ..addition.clone() }), []);
+        assert_eq!(told(&mut ownership, at(2), &Addition { incarnation: Incarnation(2), ..addition.clone() }), []);
+        assert_eq!(told(&mut ownership, at(2), &Addition { epoch: epoch(1), ..addition.clone() }), []);
+        assert!(ownership.next_renew() > at(2).boot);
+        let lease = ownership.lease();
+        let Tenure { shard, since, after } = shards[0];
+        let begins = [Effect::Serve { shard, since, after }, Effect::Moves { giving: Vec::new(), taking: Vec::new() }];
+        assert_eq!(told(&mut ownership, at(3), &addition), begins);
+        assert_eq!((ownership.lease(), ownership.seen(), ownership.taken.len()), (lease, epoch(2), 0));
+        assert!(ownership.serves(at(3), shard));
+        assert_eq!(told(&mut ownership, at(4), &addition), []);
+        // To a grant that was not acted on, or under a lease that has run out: it is asked for.
+        for (millis, request) in [(5, request + 1), (1300, request)] {
+            ownership.next_renew = at(5000).boot;
+            let late = Addition { request, epoch: epoch(3), ..addition.clone() };
+            assert_eq!(told(&mut ownership, at(millis), &late), []);
+            assert_eq!((ownership.next_renew(), ownership.seen()), (at(millis).boot, epoch(2)));
+        }
     }
 
     #[test]

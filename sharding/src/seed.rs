@@ -139,11 +139,12 @@ impl Seed {
 
     /// What is to be sent, until there is nothing.
     pub fn poll_output(&mut self) -> Option<Output> {
-        let wake = |coordinator: &mut Coordinator| {
-            coordinator.poll_wake().map(|incarnation| Output::Reply(incarnation, Reply::Wake { incarnation }))
-        };
         let proposal = self.proposer.poll_proposal().map(Output::Proposal);
-        proposal.or_else(|| self.outputs.pop_front()).or_else(|| self.coordinator.as_mut().and_then(wake))
+        // What was answered goes first: the news add to it.
+        proposal.or_else(|| self.outputs.pop_front()).or_else(|| {
+            let (incarnation, news) = self.coordinator.as_mut()?.poll_news()?;
+            Some(Output::Reply(incarnation, news))
+        })
     }
 
     /// The coordinator's answer to a node, and what follows when its term is not the highest.

@@ -13,7 +13,7 @@ use crate::epoch::{Epoch, Term};
 use crate::id::{DatabaseName, NodeId, ShardId};
 use crate::load::ShardLoad;
 use crate::map::Member;
-use crate::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
+use crate::membership::{Addition, After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
 use crate::proposer::Proposal;
 
 /// Kind of [`Join`].
@@ -25,6 +25,7 @@ const HELLO: u8 = 36;
 const GRANT: u8 = 37;
 const GOODBYE: u8 = 38;
 const WAKE: u8 = 39;
+const ADDITION: u8 = 40;
 
 /// Longest frame of this kind of connection: a map of all shards and some thousand members.
 pub const CONTROL_FRAME_BYTES_MAX: usize = 1024 * 1024;
@@ -120,6 +121,12 @@ impl Control {
                     encode_map(map, out);
                 }
             }),
+            Self::Reply(Reply::Addition(addition)) => frame(out, ADDITION, |out| {
+                out.put_u64_le(addition.incarnation.0);
+                out.put_u64_le(addition.request);
+                put_epoch(out, addition.epoch);
+                put_tenures(out, &addition.shards);
+            }),
             Self::Reply(Reply::Wake { incarnation }) => frame(out, WAKE, |out| out.put_u64_le(incarnation.0)),
             Self::Reply(Reply::Goodbye { incarnation }) => {
                 frame(out, GOODBYE, |out| out.put_u64_le(incarnation.0));
@@ -161,6 +168,12 @@ impl Control {
                     Ok(BudgetShare { database: database(fields)?, slots: fields.u32()? })
                 })?,
                 map: if fields.bool()? { Some(Arc::new(decode_map(&mut fields)?)) } else { None },
+            })),
+            ADDITION => Self::Reply(Reply::Addition(Addition {
+                incarnation: Incarnation(fields.u64()?),
+                request: fields.u64()?,
+                epoch: fields.epoch()?,
+                shards: tenures(&mut fields)?,
             })),
             WAKE => Self::Reply(Reply::Wake { incarnation: Incarnation(fields.u64()?) }),
             GOODBYE => Self::Reply(Reply::Goodbye { incarnation: Incarnation(fields.u64()?) }),

@@ -10,7 +10,7 @@ use sharding::epoch::{Epoch, Term};
 use sharding::id::{DatabaseName, NodeId, RegionName, ShardId};
 use sharding::load::ShardLoad;
 use sharding::map::{Member, ShardMap};
-use sharding::membership::{After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
+use sharding::membership::{Addition, After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
 use sharding::proposer::Proposal;
 use sharding::wire::{
     Answer, AnswerBody, Ask, Chunk, Control, Entry, Etag, Failure, FailureCode, FromNode, Handed, Hello, Join,
@@ -202,6 +202,9 @@ fn nodes_and_seeds() {
         "a5000000 25 0100000000000000 0200000000000000 {EPOCH_HEX} 0200 0300 0300 {EPOCH_HEX} 01 0500 0500 {EPOCH_HEX} 03 {EPOCH_HEX} 0100 0300 0300 {EPOCH_HEX} 0100 62 0100 0700 0800 {EPOCH_HEX} 0100 62 {shares} 00"
     );
     control(Control::Reply(Reply::Grant(grant)), &hex);
+    let addition = Addition { incarnation, request, epoch: EPOCH, shards: vec![tenure(3), tenure(4)] };
+    let hex = format!("3c000000 28 0100000000000000 0200000000000000 {EPOCH_HEX} 0100 0300 0400 {EPOCH_HEX} 01");
+    control(Control::Reply(Reply::Addition(addition)), &hex);
     control(Control::Reply(Reply::Wake { incarnation: Incarnation(1) }), "09000000 27 0100000000000000");
     control(Control::Reply(Reply::Goodbye { incarnation: Incarnation(1) }), "09000000 26 0100000000000000");
 }

@@ -138,8 +138,8 @@ impl Cluster {
                 }
             }
             self.coordinator.poll(now);
-            while let Some(incarnation) = self.coordinator.poll_wake() {
-                answers.push_back((incarnation, Reply::Wake { incarnation }));
+            while let Some(news) = self.coordinator.poll_news() {
+                answers.push_back(news);
             }
             if answers.is_empty() {
                 return;

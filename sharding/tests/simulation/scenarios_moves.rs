@@ -233,6 +233,20 @@ fn that_a_shard_is_sealed_may_be_heard_from_the_next_owner_first() {
 }
 
 #[test]
+fn what_was_sealed_for_a_node_is_added_to_its_lease() {
+    let (mut court, tenure) = court_with_a_move();
+    let request = court.request;
+    while court.coordinator.poll_news().is_some() {}
+    court.ask(12_005, 1, |renew| (renew.sealed, renew.is_leaving) = (vec![(tenure.shard, tenure.since)], true));
+    let news = court.coordinator.poll_news();
+    let Some((to, Reply::Addition(addition))) = news else { panic!("{news:?}") };
+    assert_eq!((to, addition.incarnation, addition.request), (Incarnation(2), Incarnation(2), request));
+    assert_eq!(court.coordinator.poll_news(), None);
+    let granted = court.grant(12_006, 2, |_| {});
+    assert_eq!((addition.epoch, addition.shards), (granted.epoch, granted.shards));
+}
+
+#[test]
 fn who_leaves_gets_nothing_by_having_taken_it_over() {
     let (mut court, tenure) = court_with_a_move();
     let leaves = |renew: &mut Renew| (renew.taken, renew.is_leaving) = (vec![(tenure.shard, tenure.since)], true);
