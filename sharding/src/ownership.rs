@@ -262,11 +262,8 @@ impl Ownership {
                 self.leave();
             }
             Reply::Wake { incarnation } if *incarnation == self.me.incarnation => self.next_renew = now.boot,
-            Reply::Hello { .. }
-            | Reply::Grant(_)
-            | Reply::Addition(_)
-            | Reply::Goodbye { .. }
-            | Reply::Wake { .. } => {}
+            Reply::Hello { .. } | Reply::Grant(_) | Reply::Addition(_) | Reply::Goodbye { .. } | Reply::Wake { .. } => {
+            }
         }
     }
 
@@ -332,11 +329,13 @@ impl Ownership {
 
     /// Shards are ours as if the grant that was acted on last had named them.
     fn handle_addition(&mut self, now: Now, addition: &Addition) {
+        let minds = self.times.rules.additions;
         // Nothing that was said after it has been acted on: in particular, none of the shards was given away again.
-        if addition.epoch <= self.seen || self.term() != Some(addition.epoch.term) {
+        let is_old = minds && addition.epoch <= self.seen;
+        if is_old || self.term() != Some(addition.epoch.term) {
             return;
         }
-        if addition.request != self.granted || !self.holds(now) {
+        if (minds && addition.request != self.granted) || !self.holds(now) {
             // What it adds to has been lost, or has run out.
             self.next_renew = now.boot;
             return;

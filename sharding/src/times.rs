@@ -59,6 +59,8 @@ pub struct Rules {
     pub hello: bool,
     /// A lease counts from when it was asked for, not from when it came.
     pub from_asking: bool,
+    /// An addition counts with the grant that it adds to, and with no later one.
+    pub additions: bool,
     /// A slot of a budget is held until a second after the answer.
     pub hold: bool,
     /// A new coordinator waits before it lends slots that nobody has reported.
@@ -77,6 +79,7 @@ impl Rules {
         wait: true,
         hello: true,
         from_asking: true,
+        additions: true,
         hold: true,
         lend_wait: true,
         late_return: true,

@@ -53,6 +53,12 @@ fn a_lease_counted_from_its_arrival_is_found() {
 }
 
 #[test]
+fn an_addition_to_another_grant_is_found() {
+    let rules = Rules { additions: false, ..Rules::ALL };
+    is_found("minding what is added to", rules, |plan| Plan { is_moving: true, ..plan });
+}
+
+#[test]
 fn a_slot_that_is_free_with_the_answer_is_found() {
     is_found("the hold of a slot", Rules { hold: false, ..Rules::ALL }, |plan| plan);
 }
