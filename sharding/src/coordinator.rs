@@ -77,6 +77,8 @@ impl Owner {
 pub struct Coordinator {
     times: Times,
     term: Term,
+    /// The node of the seed that it runs in: when that one goes, so does it.
+    home: Incarnation,
     seq: u64,
     seats: Vec<Seat>,
     /// For each shard what its owner has said last, or the one before it.
@@ -107,18 +109,26 @@ pub struct Coordinator {
 pub struct HigherTerm(pub Term);
 
 impl Coordinator {
-    /// The coordinator of a new term, acquired at `now`. `nonce` is random: greetings of two lives with the same term
-    /// differ. It lends the budgets of `budgeted`.
+    /// The coordinator of a new term, acquired at `now` by the seed of the node `home`. `nonce` is random: greetings of two
+    /// lives with the same term differ. It lends the budgets of `budgeted`.
     ///
     /// # Panics
     /// Never: an empty map of `n_shards` is a map.
     #[must_use]
-    pub fn new(now: Now, times: Times, term: Term, n_shards: NShards, nonce: u64, budgeted: &[Budgeted]) -> Self {
+    pub fn new(
+        now: Now,
+        times: Times,
+        (term, home): (Term, Incarnation),
+        n_shards: NShards,
+        nonce: u64,
+        budgeted: &[Budgeted],
+    ) -> Self {
         let n = usize::from(n_shards.get());
         let map = ShardMap::new(Epoch { term, seq: 0 }, Vec::new(), vec![None; n]).expect("an empty map is one");
         Self {
             times,
             term,
+            home,
             seq: 0,
             seats: vec![Seat::Free { after: After::Nobody }; n],
             loads: vec![None; n],
@@ -547,11 +557,14 @@ impl Coordinator {
             }
         }
         let owns_nothing = self.seats.iter().all(|seat| seat.owner().is_none_or(|(by, _)| by != incarnation));
-        // Whoever leaves may be the coordinator's own node: it stays until the others have what it gave away.
+        // Whoever leaves may be the coordinator's own node: it stays until the others have what it gave away, and until what
+        // it had others hand over has arrived, or the next coordinator would have to wait before it gives that away.
+        let is_on_its_way = |seat: &Seat| matches!(seat, Seat::Moving { to: Some(_), asked: Some(_), .. });
+        let is_needed = incarnation == self.home && self.seats.iter().any(is_on_its_way);
         let epoch = self.map.epoch();
         let all_have = self.owners.values().all(|owner| owner.is_leaving || owner.seen >= epoch);
         let owner = self.owners.get_mut(&incarnation).expect("who is answered is an owner");
-        if owner.is_leaving && owns_nothing && renew.held.is_empty() && all_have {
+        if owner.is_leaving && owns_nothing && renew.held.is_empty() && all_have && !is_needed {
             self.remove(now, incarnation);
             return Reply::Goodbye { incarnation };
         }

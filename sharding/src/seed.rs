@@ -28,6 +28,7 @@ pub enum Output {
 #[derive(Debug)]
 pub struct Seed {
     times: Times,
+    home: Incarnation,
     n_shards: NShards,
     /// The budgets that it lends as coordinator.
     budgeted: Vec<Budgeted>,
@@ -42,7 +43,7 @@ pub struct Seed {
 }
 
 impl Seed {
-    /// The seed of this ordinal, out of `n_seeds`; `life` is random for each start.
+    /// The seed of this ordinal, out of `n_seeds`, in the node of this `life`.
     #[must_use]
     pub fn new(
         now: Now,
@@ -54,6 +55,7 @@ impl Seed {
     ) -> Self {
         Self {
             times,
+            home: Incarnation(life),
             n_shards,
             budgeted,
             acceptor: Acceptor::new(now, times),
@@ -164,8 +166,9 @@ impl Seed {
         if self.coordinator.as_ref().map(Coordinator::term) == term {
             return;
         }
-        let coordinator =
-            |term| Coordinator::new(now, self.times, term, self.n_shards, self.chance.u64(..), &self.budgeted);
+        let coordinator = |term| {
+            Coordinator::new(now, self.times, (term, self.home), self.n_shards, self.chance.u64(..), &self.budgeted)
+        };
         self.coordinator = term.map(coordinator);
         self.heard.retain(|_, (heard, _)| now.boot < *heard + self.times.lease);
         for (_, renew) in self.heard.clone().into_values() {

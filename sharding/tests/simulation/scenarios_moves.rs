@@ -120,12 +120,43 @@ fn a_coordinators_crash_in_the_middle_of_moves_leaves_no_shard_stuck() {
     println!("whole after {longest:?} at most");
 }
 
+#[test]
+fn the_coordinator_that_leaves_stays_for_what_others_give_away() {
+    let mut longest = Duration::ZERO;
+    for seed in 0..300 {
+        let mut world = filled(seed, true);
+        let leader = world.coordinator().expect("somebody coordinates");
+        world.leave(3);
+        world.run_until(world.real + Duration::from_millis(seed)).expect("no violation");
+        world.leave(leader);
+        let (began, mut whole_at) = (world.real, world.real);
+        while world.real < began + 2 * MOVED_MAX {
+            world.run_until(world.real + STEP).expect("no violation");
+            for node in [3, leader] {
+                if world.machines[node].life.as_ref().is_some_and(|life| life.has_left) {
+                    world.crash(node);
+                }
+            }
+            if world.is_whole() {
+                whole_at = world.real;
+            }
+            longest = longest.max(world.real - whole_at);
+        }
+        assert!(longest < Duration::from_millis(100), "run {seed}: some shard had no owner for {longest:?}");
+        assert!([3, leader].iter().all(|node| world.machines[*node].life.is_none()), "run {seed}: they have not left");
+    }
+    println!("no shard had no owner for longer than {longest:?}");
+}
+
 /// A coordinator of one shard or a few, and nodes that ask it.
 struct Court {
     coordinator: Coordinator,
     greetings: BTreeMap<u64, Greeting>,
     request: u64,
 }
+
+/// The coordinator's own node.
+const HOME: Incarnation = Incarnation(7);
 
 impl Court {
     fn new() -> Self {
@@ -134,7 +165,7 @@ impl Court {
 
     fn of(n_shards: u16) -> Self {
         let (term, n_shards) = (Term { counter: 2, seed: 0 }, NShards::new(n_shards).expect("some"));
-        let coordinator = Coordinator::new(at(10_000), Times::default(), term, n_shards, 8, &[]);
+        let coordinator = Coordinator::new(at(10_000), Times::default(), (term, HOME), n_shards, 8, &[]);
         Self { coordinator, greetings: BTreeMap::new(), request: 0 }
     }
 
@@ -244,6 +275,28 @@ fn what_was_sealed_for_a_node_is_added_to_its_lease() {
     assert_eq!(court.coordinator.poll_news(), None);
     let granted = court.grant(12_006, 2, |_| {});
     assert_eq!((addition.epoch, addition.shards), (granted.epoch, granted.shards));
+}
+
+#[test]
+fn the_coordinators_own_node_leaves_last() {
+    let (mut court, tenure) = court_with_a_move();
+    let leaves = |renew: &mut Renew| renew.is_leaving = true;
+    for life in [HOME.0, 3] {
+        court.ask(12_005, life, |_| {});
+        court.ask(12_005, life, |_| {});
+    }
+    let see = |court: &mut Court, life| {
+        let epoch = court.coordinator.map().epoch();
+        court.ask(12_006, life, |renew| renew.seen = epoch);
+    };
+    see(&mut court, HOME.0);
+    see(&mut court, 2);
+    assert!(matches!(court.ask(12_007, 3, leaves), Some(Reply::Goodbye { .. })));
+    see(&mut court, 2);
+    assert!(matches!(court.ask(12_008, HOME.0, leaves), Some(Reply::Grant(_))));
+    court.ask(12_009, 2, taken(tenure.shard, tenure.since));
+    see(&mut court, 2);
+    assert!(matches!(court.ask(12_010, HOME.0, leaves), Some(Reply::Goodbye { .. })));
 }
 
 #[test]
