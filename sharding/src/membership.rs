@@ -138,8 +138,8 @@ pub struct Grant {
     pub map: Option<Arc<ShardMap>>,
 }
 
-/// Shards that were sealed for a node since its last [`Grant`], which it need not ask for: they are served under the lease of
-/// that grant.
+/// Shards that became a node's since its last [`Grant`], told when one was sealed for it: it need not ask for them. They are
+/// served under the lease of that grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Addition {
     /// For whom.
