@@ -492,6 +492,12 @@ mod tests {
         Now { boot: Duration::from_millis(millis), wall: Duration::from_millis(millis) }
     }
 
+    fn ownership() -> Ownership {
+        let member = Member { node: NodeId::parse("pod-0").expect("a name"), data: "h:1".to_owned() };
+        let me = Identity { member, incarnation: Incarnation(1), identity: String::new() };
+        Ownership::new(at(0), me, NShards::new(8).expect("some"), Times::default())
+    }
+
     /// Asks, and is answered in the name of this greeting with two shards.
     fn renew(ownership: &mut Ownership, now: Now, greeting: Greeting) -> Renew {
         ownership.handle_reply(now, &Reply::Hello { incarnation: Incarnation(1), greeting });
@@ -515,15 +521,14 @@ mod tests {
 
     #[test]
     fn what_was_taken_over_is_said_until_a_grant_shows_that_it_was_heard() {
-        let member = Member { node: NodeId::parse("pod-0").expect("a name"), data: "h:1".to_owned() };
-        let me = Identity { member: member.clone(), incarnation: Incarnation(1), identity: String::new() };
-        let mut ownership = Ownership::new(at(0), me, NShards::new(4).expect("some"), Times::default());
+        let mut ownership = ownership();
         let greeting = Greeting { term: Term { counter: 1, seed: 0 }, nonce: 1 };
         ownership.handle_reply(at(0), &Reply::Hello { incarnation: Incarnation(1), greeting });
         let since = Epoch { term: greeting.term, seq: 1 };
         let ask = |ownership: &mut Ownership, millis, taking: &[u16]| {
             let renew = ownership.poll_renew(at(millis), Vec::new).expect("it is time");
-            let transfer = |shard: &u16| Transfer { shard: ShardId(*shard), since, peer: member.node.clone() };
+            let transfer =
+                |shard: &u16| Transfer { shard: ShardId(*shard), since, peer: ownership.me.member.node.clone() };
             let grant = Grant {
                 incarnation: Incarnation(1),
                 request: renew.request,
@@ -551,13 +556,12 @@ mod tests {
 
     #[test]
     fn an_addition_adds_to_the_lease_that_was_acted_on_last_once() {
-        let member = Member { node: NodeId::parse("pod-0").expect("a name"), data: "h:1".to_owned() };
-        let me = Identity { member: member.clone(), incarnation: Incarnation(1), identity: String::new() };
-        let mut ownership = Ownership::new(at(0), me, NShards::new(8).expect("some"), Times::default());
+        let mut ownership = ownership();
         let greeting = Greeting { term: Term { counter: 1, seed: 0 }, nonce: 1 };
         let request = renew(&mut ownership, at(0), greeting).request;
         let epoch = |seq| Epoch { term: greeting.term, seq };
-        ownership.moves.1 = vec![Transfer { shard: ShardId(2), since: epoch(1), peer: member.node }];
+        ownership.moves.1 =
+            vec![Transfer { shard: ShardId(2), since: epoch(1), peer: ownership.me.member.node.clone() }];
         ownership.handle_taken(at(1), ShardId(2), epoch(1));
         while ownership.poll_effect().is_some() {}
         let shards = vec![Tenure { shard: ShardId(2), since: epoch(2), after: After::Sealed(epoch(1)) }];
@@ -590,9 +594,7 @@ mod tests {
 
     #[test]
     fn loads_are_told_once_when_all_have_been_measured_and_again_to_another_coordinator() {
-        let member = Member { node: NodeId::parse("pod-0").expect("a name"), data: "h:1".to_owned() };
-        let me = Identity { member, incarnation: Incarnation(1), identity: String::new() };
-        let mut ownership = Ownership::new(at(0), me, NShards::new(4).expect("some"), Times::default());
+        let mut ownership = ownership();
         let greeting = |counter| Greeting { term: Term { counter, seed: 0 }, nonce: 1 };
         let load = |requests_milli| ShardLoad { requests_milli, kib: 1 };
         renew(&mut ownership, at(0), greeting(1));
