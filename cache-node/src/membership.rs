@@ -55,7 +55,7 @@ pub(crate) enum Inbound {
     FromNode(Control, mpsc::Sender<Control>),
     /// This node drains.
     Leave,
-    /// There is no time left to hand anything over.
+    /// There is no time left to hand anything over, or to wait for others that do.
     Hurry,
     /// A shard is sealed; since when it was ours.
     Sealed(ShardId, Epoch),
@@ -184,7 +184,10 @@ impl Membership {
         let now = clock::now();
         match (inbound, &mut self.seed) {
             (Inbound::Leave, _) => self.ownership.handle_leave(now),
-            (Inbound::Hurry, _) => self.hurry(now),
+            (Inbound::Hurry, seed) => {
+                seed.iter_mut().for_each(Seed::handle_hurry);
+                self.hurry(now);
+            }
             (Inbound::Sealed(shard, since), _) => self.ownership.handle_sealed(now, shard, since),
             (Inbound::Taken(shard, since), _) => self.ownership.handle_taken(now, shard, since),
             (Inbound::Fence(shard, since), _) => self.ownership.handle_fence(now, shard, since),

@@ -77,8 +77,8 @@ impl Owner {
 pub struct Coordinator {
     times: Times,
     term: Term,
-    /// The node of the seed that it runs in: when that one goes, so does it.
-    home: Incarnation,
+    /// The node of the seed that it runs in, as long as that one has the time to leave last: when it goes, so does this.
+    home: Option<Incarnation>,
     seq: u64,
     seats: Vec<Seat>,
     /// For each shard what its owner has said last, or the one before it.
@@ -109,8 +109,9 @@ pub struct Coordinator {
 pub struct HigherTerm(pub Term);
 
 impl Coordinator {
-    /// The coordinator of a new term, acquired at `now` by the seed of the node `home`. `nonce` is random: greetings of two
-    /// lives with the same term differ. It lends the budgets of `budgeted`.
+    /// The coordinator of a new term, acquired at `now` by the seed of the node `home` (`None`: that one is in a hurry, see
+    /// [`Coordinator::handle_hurry`]). `nonce` is random: greetings of two lives with the same term differ. It lends the
+    /// budgets of `budgeted`.
     ///
     /// # Panics
     /// Never: an empty map of `n_shards` is a map.
@@ -118,7 +119,8 @@ impl Coordinator {
     pub fn new(
         now: Now,
         times: Times,
-        (term, home): (Term, Incarnation),
+        term: Term,
+        home: Option<Incarnation>,
         n_shards: NShards,
         nonce: u64,
         budgeted: &[Budgeted],
@@ -151,11 +153,20 @@ impl Coordinator {
     /// What somebody is to be told who has not asked, until there is nothing.
     pub fn poll_news(&mut self) -> Option<(Incarnation, Reply)> {
         while let Some(incarnation) = self.gains.pop_first() {
-            if let Some(owner) = self.owners.get(&incarnation) {
-                return Some((incarnation, Reply::Addition(self.addition(incarnation, owner))));
+            let Some(owner) = self.owners.get(&incarnation) else { continue };
+            let addition = self.addition(incarnation, owner);
+            // It may have been granted all of it since, as it asked by itself.
+            if !addition.shards.is_empty() {
+                return Some((incarnation, Reply::Addition(addition)));
             }
         }
         self.wakes.pop_first().map(|incarnation| (incarnation, Reply::Wake { incarnation }))
+    }
+
+    /// Its own node has no time left: it may leave though something is on its way between others. The next coordinator
+    /// gives that away as it finds it.
+    pub const fn handle_hurry(&mut self) {
+        self.home = None;
     }
 
     fn addition(&self, incarnation: Incarnation, owner: &Owner) -> Addition {
@@ -560,7 +571,7 @@ impl Coordinator {
         // Whoever leaves may be the coordinator's own node: it stays until the others have what it gave away, and until what
         // it had others hand over has arrived, or the next coordinator would have to wait before it gives that away.
         let is_on_its_way = |seat: &Seat| matches!(seat, Seat::Moving { to: Some(_), asked: Some(_), .. });
-        let is_needed = incarnation == self.home && self.seats.iter().any(is_on_its_way);
+        let is_needed = self.home == Some(incarnation) && self.seats.iter().any(is_on_its_way);
         let epoch = self.map.epoch();
         let all_have = self.owners.values().all(|owner| owner.is_leaving || owner.seen >= epoch);
         let owner = self.owners.get_mut(&incarnation).expect("who is answered is an owner");

@@ -207,8 +207,11 @@ impl Ownership {
     }
 
     /// What is still to be given goes without what is in memory: there is no time for that any more. Gives how many shards
-    /// those are.
+    /// those are. Whoever leaves asks at once whether it may go.
     pub fn handle_hurry(&mut self, now: Now) -> usize {
+        if self.is_leaving {
+            self.next_renew = now.boot;
+        }
         let giving: Vec<(ShardId, Epoch)> =
             self.moves.0.iter().map(|transfer| (transfer.shard, transfer.since)).collect();
         let mut n_cold = 0;
@@ -590,6 +593,18 @@ mod tests {
             assert_eq!(told(&mut ownership, at(millis), &late), []);
             assert_eq!((ownership.next_renew(), ownership.seen()), (at(millis).boot, epoch(2)));
         }
+    }
+
+    #[test]
+    fn who_leaves_in_a_hurry_asks_at_once_whether_it_may_go() {
+        let mut ownership = ownership();
+        renew(&mut ownership, at(0), Greeting { term: Term { counter: 1, seed: 0 }, nonce: 1 });
+        assert_eq!(ownership.handle_hurry(at(1)), 0);
+        assert!(ownership.poll_renew(at(1), Vec::new).is_none());
+        ownership.handle_leave(at(2));
+        assert!(ownership.poll_renew(at(2), Vec::new).is_some());
+        ownership.handle_hurry(at(3));
+        assert!(ownership.poll_renew(at(3), Vec::new).is_some_and(|renew| renew.is_leaving));
     }
 
     #[test]

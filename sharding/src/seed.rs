@@ -28,7 +28,8 @@ pub enum Output {
 #[derive(Debug)]
 pub struct Seed {
     times: Times,
-    home: Incarnation,
+    /// The node that it is in, as long as that one has time ([`Seed::handle_hurry`]).
+    home: Option<Incarnation>,
     n_shards: NShards,
     /// The budgets that it lends as coordinator.
     budgeted: Vec<Budgeted>,
@@ -55,7 +56,7 @@ impl Seed {
     ) -> Self {
         Self {
             times,
-            home: Incarnation(life),
+            home: Some(Incarnation(life)),
             n_shards,
             budgeted,
             acceptor: Acceptor::new(now, times),
@@ -128,6 +129,14 @@ impl Seed {
         self.proposer.handle_leave();
     }
 
+    /// Its node has no time left to wait for others before it leaves.
+    pub const fn handle_hurry(&mut self) {
+        self.home = None;
+        if let Some(coordinator) = &mut self.coordinator {
+            coordinator.handle_hurry();
+        }
+    }
+
     /// Does what time brings, and gives the next wake-up.
     pub fn poll(&mut self, now: Now) -> Duration {
         let held = self.acceptor.held(now);
@@ -167,7 +176,7 @@ impl Seed {
             return;
         }
         let coordinator = |term| {
-            Coordinator::new(now, self.times, (term, self.home), self.n_shards, self.chance.u64(..), &self.budgeted)
+            Coordinator::new(now, self.times, term, self.home, self.n_shards, self.chance.u64(..), &self.budgeted)
         };
         self.coordinator = term.map(coordinator);
         self.heard.retain(|_, (heard, _)| now.boot < *heard + self.times.lease);

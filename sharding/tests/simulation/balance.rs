@@ -104,7 +104,7 @@ impl Cluster {
     fn new(seed: u64, n_nodes: u16) -> Self {
         let (now, times) = (Now::default(), Times::default());
         let term = Term { counter: 1, seed: 0 };
-        let coordinator = Coordinator::new(now, times, (term, Incarnation(u64::MAX)), N_SHARDS, seed, &[]);
+        let coordinator = Coordinator::new(now, times, term, None, N_SHARDS, seed, &[]);
         let chance = fastrand::Rng::with_seed(seed);
         let mut cluster = Self { now, chance, coordinator, nodes: BTreeMap::new() };
         (0..n_nodes).for_each(|node| cluster.join(node));

@@ -1,5 +1,7 @@
 //! Nodes that leave, and those that take their places.
 
+use sharding::seed::Seed;
+
 use crate::world::World;
 
 impl World {
@@ -15,12 +17,13 @@ impl World {
         }
     }
 
-    /// A node has no time left to give its shards away with their entries.
+    /// A node has no time left to give its shards away with their entries, or to wait for others that do.
     pub(crate) fn hurry(&mut self, node: usize) {
         let now = self.now(node);
         if self.is_running(node)
             && let Some(life) = &mut self.machines[node].life
         {
+            life.seed.iter_mut().for_each(Seed::handle_hurry);
             life.ownership.handle_hurry(now);
             self.drive(node);
         }

@@ -165,7 +165,7 @@ impl Court {
 
     fn of(n_shards: u16) -> Self {
         let (term, n_shards) = (Term { counter: 2, seed: 0 }, NShards::new(n_shards).expect("some"));
-        let coordinator = Coordinator::new(at(10_000), Times::default(), (term, HOME), n_shards, 8, &[]);
+        let coordinator = Coordinator::new(at(10_000), Times::default(), term, Some(HOME), n_shards, 8, &[]);
         Self { coordinator, greetings: BTreeMap::new(), request: 0 }
     }
 
@@ -278,25 +278,31 @@ fn what_was_sealed_for_a_node_is_added_to_its_lease() {
 }
 
 #[test]
-fn the_coordinators_own_node_leaves_last() {
-    let (mut court, tenure) = court_with_a_move();
-    let leaves = |renew: &mut Renew| renew.is_leaving = true;
-    for life in [HOME.0, 3] {
-        court.ask(12_005, life, |_| {});
-        court.ask(12_005, life, |_| {});
+fn the_coordinators_own_node_leaves_last_unless_it_is_in_a_hurry() {
+    for is_hurried in [false, true] {
+        let (mut court, tenure) = court_with_a_move();
+        let leaves = |renew: &mut Renew| renew.is_leaving = true;
+        for life in [HOME.0, 3] {
+            court.ask(12_005, life, |_| {});
+            court.ask(12_005, life, |_| {});
+        }
+        let see = |court: &mut Court, life| {
+            let epoch = court.coordinator.map().epoch();
+            court.ask(12_006, life, |renew| renew.seen = epoch);
+        };
+        see(&mut court, HOME.0);
+        see(&mut court, 2);
+        assert!(matches!(court.ask(12_007, 3, leaves), Some(Reply::Goodbye { .. })));
+        see(&mut court, 2);
+        assert!(matches!(court.ask(12_008, HOME.0, leaves), Some(Reply::Grant(_))));
+        if is_hurried {
+            court.coordinator.handle_hurry();
+        } else {
+            court.ask(12_009, 2, taken(tenure.shard, tenure.since));
+            see(&mut court, 2);
+        }
+        assert!(matches!(court.ask(12_010, HOME.0, leaves), Some(Reply::Goodbye { .. })), "hurried: {is_hurried}");
     }
-    let see = |court: &mut Court, life| {
-        let epoch = court.coordinator.map().epoch();
-        court.ask(12_006, life, |renew| renew.seen = epoch);
-    };
-    see(&mut court, HOME.0);
-    see(&mut court, 2);
-    assert!(matches!(court.ask(12_007, 3, leaves), Some(Reply::Goodbye { .. })));
-    see(&mut court, 2);
-    assert!(matches!(court.ask(12_008, HOME.0, leaves), Some(Reply::Grant(_))));
-    court.ask(12_009, 2, taken(tenure.shard, tenure.since));
-    see(&mut court, 2);
-    assert!(matches!(court.ask(12_010, HOME.0, leaves), Some(Reply::Goodbye { .. })));
 }
 
 #[test]
