@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::membership::{Inbound, Inbox};
 use crate::node::{Node, Stage};
 
-/// The last part of the time for a drain in which nothing is handed over any more: one in so many.
+/// The last part of the time for a drain in which nothing is handed over any more, nor waited for: one in so many.
 const HURRY_PART: u32 = 5;
 
 /// Resolves at SIGTERM or SIGINT.

@@ -117,6 +117,8 @@ pub(crate) struct Membership {
     n_tenures: u64,
     /// When what is on its way was another last.
     moved_at: Instant,
+    /// Nothing is handed over any more.
+    is_hurried: bool,
     /// Shards on their way to this node.
     n_taking: usize,
     /// Shards that have just been acquired, whose fences are to be raised.
@@ -156,13 +158,14 @@ impl Membership {
             n_owned: 0,
             n_tenures: 0,
             moved_at: Instant::now(),
+            is_hurried: false,
             n_taking: 0,
             acquired: Vec::new(),
             meters: Meters::default(),
         }
     }
 
-    /// Takes part until it has left, after it was asked to. Ends with a seed's lease given back.
+    /// Takes part until it has left, after it was asked to: then a seed's lease is given back. Or until the time for that is over.
     pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Inbound>) {
         loop {
             let wake = self.drive(clock::now());
@@ -186,6 +189,7 @@ impl Membership {
             (Inbound::Leave, _) => self.ownership.handle_leave(now),
             (Inbound::Hurry, seed) => {
                 seed.iter_mut().for_each(Seed::handle_hurry);
+                self.is_hurried = true;
                 self.hurry(now);
             }
             (Inbound::Sealed(shard, since), _) => self.ownership.handle_sealed(now, shard, since),
@@ -233,7 +237,8 @@ impl Membership {
         // First: a share that was taken back must be known to its loader before it is said to be free.
         self.perform_all(now);
         // What is to be given is known to be since then.
-        if self.ownership.n_giving() > 0 && self.moved_at.elapsed().min(self.node.since_pull()) > NOT_PULLED_MAX {
+        let is_late = self.is_hurried || self.moved_at.elapsed().min(self.node.since_pull()) > NOT_PULLED_MAX;
+        if is_late && self.ownership.n_giving() > 0 {
             self.hurry(now);
         }
         let node = Arc::clone(&self.node);

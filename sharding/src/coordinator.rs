@@ -61,6 +61,8 @@ struct Owner {
     /// Its lease has run out by then, whatever it was granted.
     bound: Duration,
     is_leaving: bool,
+    /// Since when it has nothing any more, after it began to leave.
+    empty_since: Option<Epoch>,
     /// A newer life of the same name has come: this one gets nothing any more, and its bound is waited out.
     is_superseded: bool,
 }
@@ -77,8 +79,6 @@ impl Owner {
 pub struct Coordinator {
     times: Times,
     term: Term,
-    /// The node of the seed that it runs in, as long as that one has the time to leave last: when it goes, so does this.
-    home: Option<Incarnation>,
     seq: u64,
     seats: Vec<Seat>,
     /// For each shard what its owner has said last, or the one before it.
@@ -109,28 +109,18 @@ pub struct Coordinator {
 pub struct HigherTerm(pub Term);
 
 impl Coordinator {
-    /// The coordinator of a new term, acquired at `now` by the seed of the node `home` (`None`: that one is in a hurry, see
-    /// [`Coordinator::handle_hurry`]). `nonce` is random: greetings of two lives with the same term differ. It lends the
-    /// budgets of `budgeted`.
+    /// The coordinator of a new term, acquired at `now`. `nonce` is random: greetings of two lives with the same term differ.
+    /// It lends the budgets of `budgeted`.
     ///
     /// # Panics
     /// Never: an empty map of `n_shards` is a map.
     #[must_use]
-    pub fn new(
-        now: Now,
-        times: Times,
-        term: Term,
-        home: Option<Incarnation>,
-        n_shards: NShards,
-        nonce: u64,
-        budgeted: &[Budgeted],
-    ) -> Self {
+    pub fn new(now: Now, times: Times, term: Term, n_shards: NShards, nonce: u64, budgeted: &[Budgeted]) -> Self {
         let n = usize::from(n_shards.get());
         let map = ShardMap::new(Epoch { term, seq: 0 }, Vec::new(), vec![None; n]).expect("an empty map is one");
         Self {
             times,
             term,
-            home,
             seq: 0,
             seats: vec![Seat::Free { after: After::Nobody }; n],
             loads: vec![None; n],
@@ -163,12 +153,6 @@ impl Coordinator {
         self.wakes.pop_first().map(|incarnation| (incarnation, Reply::Wake { incarnation }))
     }
 
-    /// Its own node has no time left: it may leave though something is on its way between others. The next coordinator
-    /// gives that away as it finds it.
-    pub const fn handle_hurry(&mut self) {
-        self.home = None;
-    }
-
     fn addition(&self, incarnation: Incarnation, owner: &Owner) -> Addition {
         let is_new = |(shard, seat): (ShardId, &Seat)| match *seat {
             Seat::Owned { by, since, after } if by == incarnation && since > owner.answered => {
@@ -192,13 +176,14 @@ impl Coordinator {
         &self.map
     }
 
-    /// Answers a node. `None`: the request is an old one.
+    /// Answers a node. `None`: the request is an old one. `stays`: with this node goes the coordinator, and it has the time
+    /// to leave last.
     ///
     /// Requires: the lease holds at `now`.
     ///
     /// # Errors
     /// [`HigherTerm`] when the node has seen a term that is not below this one and not this one.
-    pub fn handle_renew(&mut self, now: Now, renew: &Renew) -> Result<Option<Reply>, HigherTerm> {
+    pub fn handle_renew(&mut self, now: Now, renew: &Renew, stays: bool) -> Result<Option<Reply>, HigherTerm> {
         self.expire(now);
         let quotes = renew.greeting.filter(|greeting| self.has_given(*greeting)).map(|greeting| greeting.nonce);
         let is_foreign = renew.seen.term == self.term && quotes.is_none() && self.times.rules.hello;
@@ -240,7 +225,7 @@ impl Coordinator {
         self.hear_loads(renew);
         self.release(now, renew);
         self.plan(now);
-        Ok(Some(self.answer(now, renew)))
+        Ok(Some(self.answer(now, renew, stays)))
     }
 
     /// Whether a greeting is one of this coordinator's, and not of an earlier life with the same term.
@@ -304,6 +289,7 @@ impl Coordinator {
             // It may hold a lease of the term before.
             bound: now.boot + self.times.bound(self.times.lease),
             is_leaving: false,
+            empty_since: None,
             is_superseded: !is_newest,
         };
         self.owners.insert(renew.incarnation, owner);
@@ -542,7 +528,7 @@ impl Coordinator {
         }
     }
 
-    fn answer(&mut self, now: Now, renew: &Renew) -> Reply {
+    fn answer(&mut self, now: Now, renew: &Renew, stays: bool) -> Reply {
         let (incarnation, request) = (renew.incarnation, renew.request);
         let (mut shards, mut giving, mut taking) = (Vec::new(), Vec::new(), Vec::new());
         let node = |life: &Incarnation| self.owners.get(life).map(|owner| owner.member.node.clone());
@@ -568,17 +554,21 @@ impl Coordinator {
             }
         }
         let owns_nothing = self.seats.iter().all(|seat| seat.owner().is_none_or(|(by, _)| by != incarnation));
-        // Whoever leaves may be the coordinator's own node: it stays until the others have what it gave away, and until what
-        // it had others hand over has arrived, or the next coordinator would have to wait before it gives that away.
-        let is_on_its_way = |seat: &Seat| matches!(seat, Seat::Moving { to: Some(_), asked: Some(_), .. });
-        let is_needed = self.home == Some(incarnation) && self.seats.iter().any(is_on_its_way);
         let epoch = self.map.epoch();
-        let all_have = self.owners.values().all(|owner| owner.is_leaving || owner.seen >= epoch);
         let owner = self.owners.get_mut(&incarnation).expect("who is answered is an owner");
-        if owner.is_leaving && owns_nothing && renew.held.is_empty() && all_have && !is_needed {
-            self.remove(now, incarnation);
-            return Reply::Goodbye { incarnation };
+        if owner.is_leaving && owns_nothing && renew.held.is_empty() {
+            let empty_since = *owner.empty_since.get_or_insert(epoch);
+            // The next coordinator would have to wait before it gives away what arrives meanwhile.
+            let is_on_its_way = |seat: &Seat| matches!(seat, Seat::Moving { to: Some(_), asked: Some(_), .. });
+            let is_needed = stays && self.seats.iter().any(is_on_its_way);
+            // Others must have what it gave away; and all that was given, if the coordinator goes with it.
+            let given = if stays { epoch } else { empty_since };
+            if !is_needed && self.owners.values().all(|owner| owner.is_leaving || owner.seen >= given) {
+                self.remove(now, incarnation);
+                return Reply::Goodbye { incarnation };
+            }
         }
+        let owner = self.owners.get_mut(&incarnation).expect("as above");
         owner.bound = now.boot + self.times.bound(self.times.lease);
         owner.answered = epoch;
         // While it learns who owns what, the last map of the term before is the better one.

@@ -206,8 +206,8 @@ impl Ownership {
         }
     }
 
-    /// What is still to be given goes without what is in memory: there is no time for that any more. Gives how many shards
-    /// those are. Whoever leaves asks at once whether it may go.
+    /// What it was told to give, and still has, goes without what is in memory: there is no time for that any more. Gives how
+    /// many shards those are. Whoever leaves asks at once whether it may go.
     pub fn handle_hurry(&mut self, now: Now) -> usize {
         if self.is_leaving {
             self.next_renew = now.boot;

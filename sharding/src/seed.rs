@@ -28,7 +28,7 @@ pub enum Output {
 #[derive(Debug)]
 pub struct Seed {
     times: Times,
-    /// The node that it is in, as long as that one has time ([`Seed::handle_hurry`]).
+    /// The node that it is in, as long as that one has time to leave last.
     home: Option<Incarnation>,
     n_shards: NShards,
     /// The budgets that it lends as coordinator.
@@ -132,9 +132,6 @@ impl Seed {
     /// Its node has no time left to wait for others before it leaves.
     pub const fn handle_hurry(&mut self) {
         self.home = None;
-        if let Some(coordinator) = &mut self.coordinator {
-            coordinator.handle_hurry();
-        }
     }
 
     /// Does what time brings, and gives the next wake-up.
@@ -161,7 +158,7 @@ impl Seed {
     /// The coordinator's answer to a node, and what follows when its term is not the highest.
     fn answer(&mut self, now: Now, renew: &Renew) {
         let Some(coordinator) = &mut self.coordinator else { return };
-        match coordinator.handle_renew(now, renew) {
+        match coordinator.handle_renew(now, renew, self.home == Some(renew.incarnation)) {
             Ok(reply) => self.outputs.extend(reply.map(|reply| Output::Reply(renew.incarnation, reply))),
             Err(HigherTerm(term)) => {
                 self.proposer.handle_higher_term(now, term);
@@ -175,9 +172,8 @@ impl Seed {
         if self.coordinator.as_ref().map(Coordinator::term) == term {
             return;
         }
-        let coordinator = |term| {
-            Coordinator::new(now, self.times, term, self.home, self.n_shards, self.chance.u64(..), &self.budgeted)
-        };
+        let coordinator =
+            |term| Coordinator::new(now, self.times, term, self.n_shards, self.chance.u64(..), &self.budgeted);
         self.coordinator = term.map(coordinator);
         self.heard.retain(|_, (heard, _)| now.boot < *heard + self.times.lease);
         for (_, renew) in self.heard.clone().into_values() {

@@ -104,7 +104,7 @@ impl Cluster {
     fn new(seed: u64, n_nodes: u16) -> Self {
         let (now, times) = (Now::default(), Times::default());
         let term = Term { counter: 1, seed: 0 };
-        let coordinator = Coordinator::new(now, times, term, None, N_SHARDS, seed, &[]);
+        let coordinator = Coordinator::new(now, times, term, N_SHARDS, seed, &[]);
         let chance = fastrand::Rng::with_seed(seed);
         let mut cluster = Self { now, chance, coordinator, nodes: BTreeMap::new() };
         (0..n_nodes).for_each(|node| cluster.join(node));
@@ -133,7 +133,7 @@ impl Cluster {
             let now = self.now;
             for node in self.nodes.values_mut() {
                 if let Some(renew) = node.poll(now, &mut self.chance) {
-                    let reply = self.coordinator.handle_renew(now, &renew).expect("there is one term");
+                    let reply = self.coordinator.handle_renew(now, &renew, false).expect("there is one term");
                     answers.extend(reply.map(|reply| (renew.incarnation, reply)));
                 }
             }

@@ -17,13 +17,16 @@ impl World {
         }
     }
 
-    /// A node has no time left to give its shards away with their entries, or to wait for others that do.
+    /// A node has no time left to give its shards away with their entries; one that leaves, to wait for others that do.
     pub(crate) fn hurry(&mut self, node: usize) {
         let now = self.now(node);
         if self.is_running(node)
             && let Some(life) = &mut self.machines[node].life
         {
-            life.seed.iter_mut().for_each(Seed::handle_hurry);
+            if life.is_leaving {
+                life.is_hurried = true;
+                life.seed.iter_mut().for_each(Seed::handle_hurry);
+            }
             life.ownership.handle_hurry(now);
             self.drive(node);
         }

@@ -49,6 +49,7 @@ pub(crate) struct Life {
     pub(crate) serving: Serving,
     pub(crate) mask: u64,
     pub(crate) is_leaving: bool,
+    pub(crate) is_hurried: bool,
     pub(crate) has_left: bool,
     /// When it was told last what is on its way.
     pub(crate) moved_at: Duration,
@@ -91,7 +92,10 @@ impl Life {
                     acquired.retain(|(acquired, ..)| *acquired != usize::from(shard));
                     self.serving.release(usize::from(shard));
                 }
-                Effect::Left => self.has_left = true,
+                Effect::Left => {
+                    self.has_left = true;
+                    self.seed.iter_mut().for_each(Seed::handle_leave);
+                }
                 Effect::Shares(shares, lease) => {
                     self.purse.handle_share(shares.first().map_or(0, |share| share.slots), lease);
                 }
@@ -124,10 +128,11 @@ impl Life {
         self.ownership.handle_loads(loads);
     }
 
-    /// Gives away as it is what nobody comes for.
+    /// Gives away as it is what nobody comes for, or all when there is no time.
     pub(crate) fn hurry_if_late(&mut self, now: Now) {
         let since = self.moved_at.max(self.serving.pulled_at);
-        if self.ownership.n_giving() > 0 && since + NOT_PULLED_MAX < now.boot {
+        let is_late = self.is_hurried || since + NOT_PULLED_MAX < now.boot;
+        if is_late && self.ownership.n_giving() > 0 {
             self.ownership.handle_hurry(now);
         }
     }

@@ -148,9 +148,30 @@ fn the_coordinator_that_leaves_stays_for_what_others_give_away() {
     println!("no shard had no owner for longer than {longest:?}");
 }
 
+#[test]
+fn the_coordinator_that_leaves_in_a_hurry_does_not_wait_for_others() {
+    let has_left = |world: &World, node: usize| world.machines[node].life.as_ref().is_some_and(|life| life.has_left);
+    let (mut longest, mut n_first) = (Duration::ZERO, 0);
+    for seed in 0..100 {
+        let mut world = filled(seed, true);
+        let leader = world.coordinator().expect("somebody coordinates");
+        world.leave(3);
+        world.run_until(world.real + Duration::from_millis(50)).expect("no violation");
+        world.leave(leader);
+        world.run_until(world.real + Duration::from_millis(50)).expect("no violation");
+        world.hurry(leader);
+        longest = longest.max(until(&mut world, MOVED_MAX, |world| has_left(world, leader)));
+        n_first += usize::from(!has_left(&world, 3));
+    }
+    println!("{n_first} left before the other; after {longest:?} at most");
+    assert!(n_first > 0 && longest < Duration::from_secs(1), "{n_first} before the other, one after {longest:?}");
+}
+
 /// A coordinator of one shard or a few, and nodes that ask it.
 struct Court {
     coordinator: Coordinator,
+    /// Its own node has no time to leave last.
+    is_hurried: bool,
     greetings: BTreeMap<u64, Greeting>,
     request: u64,
 }
@@ -165,8 +186,8 @@ impl Court {
 
     fn of(n_shards: u16) -> Self {
         let (term, n_shards) = (Term { counter: 2, seed: 0 }, NShards::new(n_shards).expect("some"));
-        let coordinator = Coordinator::new(at(10_000), Times::default(), term, Some(HOME), n_shards, 8, &[]);
-        Self { coordinator, greetings: BTreeMap::new(), request: 0 }
+        let coordinator = Coordinator::new(at(10_000), Times::default(), term, n_shards, 8, &[]);
+        Self { coordinator, is_hurried: false, greetings: BTreeMap::new(), request: 0 }
     }
 
     /// Answers a node, which quotes what it was greeted with; `say` puts in what it has to say.
@@ -190,7 +211,8 @@ impl Court {
             is_leaving: false,
         };
         say(&mut renew);
-        let reply = self.coordinator.handle_renew(at(millis), &renew).expect("the highest term");
+        let stays = life == HOME.0 && !self.is_hurried;
+        let reply = self.coordinator.handle_renew(at(millis), &renew, stays).expect("the highest term");
         if let Some(Reply::Hello { greeting, .. }) = &reply {
             self.greetings.insert(life, *greeting);
         }
@@ -230,6 +252,7 @@ fn court_with_a_move() -> (Court, Tenure) {
     court.ask(10_001, 1, |_| {});
     court.ask(10_002, 1, |_| {});
     court.ask(11_400, 1, |_| {});
+    court.ask(11_000, 1, |_| {});
     let held = court.grant(12_000, 1, |_| {}).shards;
     let [tenure] = held[..] else { panic!("{held:?}") };
     court.ask(12_001, 2, |_| {});
@@ -278,6 +301,38 @@ fn what_was_sealed_for_a_node_is_added_to_its_lease() {
 }
 
 #[test]
+fn who_has_asked_meanwhile_is_not_told_what_was_sealed_for_it() {
+    let (mut court, tenure) = court_with_a_move();
+    while court.coordinator.poll_news().is_some() {}
+    court.ask(12_005, 1, |renew| (renew.sealed, renew.is_leaving) = (vec![(tenure.shard, tenure.since)], true));
+    assert_eq!(court.grant(12_006, 2, |_| {}).shards.len(), 1);
+    assert_eq!(court.coordinator.poll_news(), None);
+}
+
+#[test]
+fn who_leaves_does_not_wait_for_what_others_are_given_after_it_has_nothing() {
+    let mut court = Court::of(2);
+    court.ask(10_001, 1, |_| {});
+    court.ask(10_002, 1, |_| {});
+    court.ask(11_000, 1, |_| {});
+    let held = court.grant(12_000, 1, |_| {}).shards;
+    assert_eq!(held.len(), 2);
+    // The second and the third come; the second takes what the first has and leaves after that.
+    let leaves = |renew: &mut Renew| renew.is_leaving = true;
+    court.ask(12_001, 2, |_| {});
+    court.ask(12_002, 2, |_| {});
+    let nothing = court.coordinator.map().epoch();
+    assert!(matches!(court.ask(12_003, 2, leaves), Some(Reply::Grant(_))), "the first does not know of it");
+    // The first is another's from now on.
+    court.ask(12_004, 3, |_| {});
+    court.ask(12_005, 3, |_| {});
+    assert!(court.coordinator.map().epoch() > nothing);
+    court.ask(12_006, 3, |renew| renew.seen = nothing);
+    court.ask(12_007, 1, |renew| (renew.held, renew.seen) = (held.clone(), nothing));
+    assert!(matches!(court.ask(12_008, 2, leaves), Some(Reply::Goodbye { .. })));
+}
+
+#[test]
 fn the_coordinators_own_node_leaves_last_unless_it_is_in_a_hurry() {
     for is_hurried in [false, true] {
         let (mut court, tenure) = court_with_a_move();
@@ -295,10 +350,16 @@ fn the_coordinators_own_node_leaves_last_unless_it_is_in_a_hurry() {
         assert!(matches!(court.ask(12_007, 3, leaves), Some(Reply::Goodbye { .. })));
         see(&mut court, 2);
         assert!(matches!(court.ask(12_008, HOME.0, leaves), Some(Reply::Grant(_))));
-        if is_hurried {
-            court.coordinator.handle_hurry();
-        } else {
-            court.ask(12_009, 2, taken(tenure.shard, tenure.since));
+        court.is_hurried = is_hurried;
+        if !is_hurried {
+            let seen = court.coordinator.map().epoch();
+            let has_taken = taken(tenure.shard, tenure.since);
+            court.ask(12_009, 2, |renew| {
+                has_taken(renew);
+                renew.seen = seen;
+            });
+            // All that was given is in the hands of others then.
+            assert!(matches!(court.ask(12_009, HOME.0, leaves), Some(Reply::Grant(_))));
             see(&mut court, 2);
         }
         assert!(matches!(court.ask(12_010, HOME.0, leaves), Some(Reply::Goodbye { .. })), "hurried: {is_hurried}");
@@ -351,6 +412,7 @@ fn a_move_that_was_begun_is_not_turned_to_a_node_that_joins_meanwhile() {
     court.ask(10_001, 1, |_| {});
     court.ask(10_002, 1, |_| {});
     court.ask(11_400, 1, |_| {});
+    court.ask(11_000, 1, |_| {});
     let held = court.grant(12_000, 1, |_| {}).shards;
     assert_eq!(held.len(), usize::from(n));
     let holds = |renew: &mut Renew| renew.held.clone_from(&held);

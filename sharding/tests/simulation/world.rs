@@ -171,6 +171,7 @@ impl World {
             serving: Serving::new(self.traffic.manners, numbers, life),
             mask: 0,
             is_leaving: false,
+            is_hurried: false,
             has_left: false,
             moved_at: now.boot,
             measured_at: now.boot,
@@ -361,12 +362,6 @@ impl World {
         let (mut to_seeds, mut replies) = (Vec::new(), Vec::new());
         if let Some(seed) = &mut life.seed {
             wake = wake.min(seed.poll(now));
-            while let Some(output) = seed.poll_output() {
-                match output {
-                    Output::Proposal(proposal) => to_seeds.push(Message::Proposal(proposal)),
-                    Output::Reply(to, reply) => replies.push((to, Message::Reply(reply))),
-                }
-            }
         }
         life.settle(now, self.real);
         life.serving.poll(&mut Turn { now, ownership: &mut life.ownership, chance: &mut self.chance });
@@ -381,6 +376,12 @@ impl World {
             to_seeds.push(Message::Renew(renew));
         }
         life.perform(now);
+        while let Some(output) = life.seed.as_mut().and_then(Seed::poll_output) {
+            match output {
+                Output::Proposal(proposal) => to_seeds.push(Message::Proposal(proposal)),
+                Output::Reply(to, reply) => replies.push((to, Message::Reply(reply))),
+            }
+        }
         wake = wake.min(life.serving.next_timeout().unwrap_or(wake));
         if !life.has_left {
             wake = wake.min(life.ownership.next_renew());
