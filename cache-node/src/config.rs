@@ -148,6 +148,12 @@ impl Args {
         if data == self.data_bind.to_string() && self.data_bind.ip().is_unspecified() {
             return Err(wrong(format!("others cannot reach {data}; say at which host:port they can")));
         }
+        // Whoever has a seed's address under another name would take itself for somebody else, and the cluster for away.
+        if let Some(seed) = seeds.iter().find(|seed| seed.data == data) {
+            let message = format!("the seed at {data} is called {}, not {}", seed.node, self.name());
+            let remedy = format!("say {}={data} among the seeds, everywhere, or --name {}", self.name(), seed.node);
+            return Err(ConfigError { place: "--name".to_owned(), message: format!("{message}; {remedy}") });
+        }
         Member::parse(&format!("{}={data}", self.name())).map_err(|error| wrong(error.to_string()))
     }
 

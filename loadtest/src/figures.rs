@@ -33,7 +33,8 @@ impl Samples {
         self.of(metric)
             .filter(|(found, _)| labels.iter().all(|label| found.contains(label)))
             .map(|(_, value)| value)
-            .sum()
+            // The sum of nothing is -0.
+            .fold(0.0, |sum, value| sum + value)
     }
 
     /// Labels and value of each series of a metric.

@@ -185,9 +185,10 @@ impl Source<'_> {
     }
 
     fn sqlite(&self, place: &Spanned<String>, path: &str) -> Result<Server, ConfigError> {
+        let remedy = path.strip_prefix("//").map_or_else(String::new, |path| format!("; write sqlite:{path}"));
         let path = self.beside(path);
         if !path.is_file() {
-            return Err(self.wrong(place, &format!("there is no file {}", path.display())));
+            return Err(self.wrong(place, &format!("there is no file {}{remedy}", path.display())));
         }
         Sqlite::open(&path).map_err(|error| self.wrong(place, &error.to_string()))?;
         Ok(Server::Sqlite(path))

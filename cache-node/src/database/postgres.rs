@@ -402,7 +402,7 @@ impl Connection {
         let load = respell_keys(load, &["in", "(", KEYS, ")"], "= ANY(:keys)");
         let inner = replace_keys(one_statement(&load), "$1");
         let asked = self.client.prepare(&inner).await.map_err(|error| failed(&error))?;
-        let ([keys], [key, value, ..]) = (asked.params(), asked.columns()) else {
+        let ([keys], [key, value]) = (asked.params(), asked.columns()) else {
             let message = "the query needs two columns, the key and the value, and :keys as its only parameter";
             return Err(DatabaseError::Failed(message.to_owned()));
         };

@@ -84,10 +84,10 @@ impl Sqlite {
     /// Checks a region's query without running it.
     ///
     /// # Errors
-    /// [`DatabaseError::Failed`] when it does not parse, writes, has no `:keys` or too few columns.
+    /// [`DatabaseError::Failed`] when it does not parse, writes, has no `:keys` or other than two columns.
     pub fn check(&mut self, load: &str) -> Result<(), DatabaseError> {
         let statement = self.prepare(load, "")?;
-        let complaint = if statement.column_count() < 2 {
+        let complaint = if statement.column_count() != 2 {
             "the query needs two columns: the key, then the value"
         } else if !statement.readonly() {
             "the query may only read"
@@ -408,6 +408,7 @@ mod tests {
             ("SELEC id", "syntax error"),
             ("SELECT id, body FROM nothings WHERE id IN (:keys)", "no such table"),
             ("SELECT id FROM things WHERE id IN (:keys)", "two columns"),
+            ("SELECT id, body, 1 FROM things WHERE id IN (:keys)", "two columns"),
             ("SELECT id, body FROM things", "needs :keys"),
             ("SELECT id, body FROM things WHERE id IN (:keys) AND body = :other", "needs :keys"),
             ("SELECT id, body FROM things WHERE id = ':keys'", "needs :keys"),

@@ -44,9 +44,7 @@ impl Sqlite {
             self.connection.prepare(sql).map_err(failed)?;
         }
         let table = format!("SELECT cluster, shard, n_shards, token FROM {FENCES}");
-        self.connection.prepare(&table).map(drop).map_err(|error| {
-            DatabaseError::Failed(format!("{error}; make the table that `cache-node fence-table` prints"))
-        })
+        self.connection.prepare(&table).map(drop).map_err(about_fences)
     }
 
     /// See [`crate::database::Database::write`].
@@ -112,7 +110,7 @@ impl Sqlite {
 
     fn token(&self, fences: &super::super::Fences, shard: u16) -> Result<Option<String>, DatabaseError> {
         let sql = format!("SELECT token FROM {FENCES} WHERE cluster = ?1 AND shard = ?2");
-        let mut statement = self.connection.prepare_cached(&sql).map_err(failed)?;
+        let mut statement = self.connection.prepare_cached(&sql).map_err(about_fences)?;
         statement.query_row((fences.cluster.as_str(), shard), |row| row.get(0)).optional().map_err(failed)
     }
 
@@ -137,7 +135,7 @@ impl Sqlite {
         let (cluster, n_shards) = (raise.fences.cluster.as_str(), raise.fences.n_shards.get());
         let sql = format!("SELECT n_shards FROM {FENCES} WHERE cluster = ?1 AND n_shards <> ?2 LIMIT 1");
         let other: Option<i64> =
-            self.connection.query_row(&sql, (cluster, n_shards), |row| row.get(0)).optional().map_err(failed)?;
+            self.connection.query_row(&sql, (cluster, n_shards), |row| row.get(0)).optional().map_err(about_fences)?;
         if let Some(other) = other {
             return Err(other_n_shards(&raise.fences, other));
         }
@@ -182,6 +180,16 @@ impl Sqlite {
     /// Whether there was something to undo.
     fn roll_back(&self) -> bool {
         !self.connection.is_autocommit() && self.connection.execute_batch("ROLLBACK").is_ok()
+    }
+}
+
+/// What SQLite says against a statement about fences.
+fn about_fences(error: rusqlite::Error) -> DatabaseError {
+    match failed(error) {
+        DatabaseError::Failed(message) if message.contains(&format!("no such table: {FENCES}")) => {
+            DatabaseError::Failed(format!("{message}; make the table that `cache-node fence-table` prints"))
+        }
+        error => error,
     }
 }
 

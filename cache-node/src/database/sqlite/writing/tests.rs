@@ -182,3 +182,17 @@ fn a_row_that_stays_after_it_was_removed_is_said_to() {
     let refused = put(&mut sqlite, &Write { statements, ..write(1, "a", None) }).expect_err("refused");
     assert!(matches!(&refused, WriteError::Refused(why) if why.contains("still there")), "{refused:?}");
 }
+
+#[test]
+fn a_table_of_fences_that_is_gone_is_said_with_how_to_make_it() {
+    let (dir, mut sqlite) = database("INTEGER");
+    let drop_it = format!("DROP TABLE {FENCES}");
+    Connection::open(dir.path().join("test.db")).and_then(|it| it.execute_batch(&drop_it)).expect("dropped");
+    let remedy = "make the table that `cache-node fence-table` prints";
+    let error = sqlite.raise(&raise(1024, &[(7, 2)])).expect_err("there is none").to_string();
+    assert!(error.contains(remedy), "{error}");
+    let Err(WriteError::NotDone(error)) = put(&mut sqlite, &write(1, "1", Some("v"))) else {
+        panic!("nothing is written")
+    };
+    assert!(error.to_string().contains(remedy), "{error}");
+}
