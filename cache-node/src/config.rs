@@ -149,7 +149,7 @@ impl Args {
             return Err(wrong(format!("others cannot reach {data}; say at which host:port they can")));
         }
         // Whoever has a seed's address under another name would take itself for somebody else, and the cluster for away.
-        if let Some(seed) = seeds.iter().find(|seed| seed.data == data) {
+        if let Some(seed) = seeds.iter().find(|seed| seed.data == data && seed.node != *self.name()) {
             let message = format!("the seed at {data} is called {}, not {}", seed.node, self.name());
             let remedy = format!("say {}={data} among the seeds, everywhere, or --name {}", self.name(), seed.node);
             return Err(ConfigError { place: "--name".to_owned(), message: format!("{message}; {remedy}") });

@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::dev::Server;
 use actix_web::{App, HttpResponse, HttpServer, web};
@@ -12,7 +13,9 @@ use crate::region::Ledger;
 /// Media type of the metrics, as prometheus-client writes them.
 const METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Probes and people are few.
-const CONNECTIONS_MAX: usize = 256;
+const CONNECTIONS_MAX: usize = 1024;
+/// Whoever has asked nothing by then makes room for others.
+const REQUEST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Serves the control port until it is stopped.
 ///
@@ -30,7 +33,11 @@ pub(crate) fn serve(listener: TcpListener, node: Arc<Node>) -> std::io::Result<S
             .route("/-/map", web::get().to(map))
             .route("/-/node", web::get().to(page))
     };
-    let server = HttpServer::new(app).workers(1).max_connections(CONNECTIONS_MAX).disable_signals();
+    let server = HttpServer::new(app)
+        .workers(1)
+        .max_connections(CONNECTIONS_MAX)
+        .client_request_timeout(REQUEST_PATIENCE)
+        .disable_signals();
     Ok(server.listen(listener)?.run())
 }
 

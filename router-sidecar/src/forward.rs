@@ -231,7 +231,8 @@ impl Forwarder {
             };
             // What the owner met says more than what those met who were asked past it.
             let error = first_error.get_or_insert(error);
-            match tries.handle_setback(view.map.epoch(), view.map.members().len(), setback) {
+            let n_others = bypass(&view.map, self.watch.seeds(), shard).len();
+            match tries.handle_setback(view.map.epoch(), n_others, setback) {
                 Next::GiveUp => return Err(self.given_up(error)),
                 Next::PassThrough(place) => {
                     self.watch.suspect();
@@ -258,7 +259,7 @@ impl Forwarder {
     async fn try_once(&self, view: &View, shard: ShardId, whom: Whom, wish: &Wish<'_>) -> Result<AnswerBody, Met> {
         let node = match whom {
             Whom::Owner => view.map.owner_of(shard),
-            Whom::Past(place) => bypass(&view.map, shard).get(place).copied(),
+            Whom::Past(place) => bypass(&view.map, self.watch.seeds(), shard).get(place).copied(),
         };
         let Some(node) = node else {
             return Err(Met::Setback(Setback::NoOwner, ForwardError::NoOwner(shard)));

@@ -28,7 +28,6 @@ use http::front::front;
 use http::{HttpState, Probed, Texts};
 use map_watch::MapWatch;
 use metrics::Metrics;
-use sharding::map::Member;
 use transport::names::Names;
 use transport::seeds::SeedsError;
 use transport::upstream::Upstream;
@@ -36,7 +35,9 @@ use transport::upstream::Upstream;
 /// An idle client connection is kept this long: longer than the keep-alive of usual clients, so that they close first.
 const CLIENT_KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Probes and Prometheus are few.
-const PROBE_CONNECTIONS_MAX: usize = 256;
+const PROBE_CONNECTIONS_MAX: usize = 1024;
+/// Whoever has asked nothing by then makes room for a probe.
+const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a router does not start, or ended in another way than by being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -70,10 +71,10 @@ pub fn run(args: &Args) -> Result<(), RouterError> {
     System::new().block_on(async {
         let mut registry = Registry::default();
         let metrics = Arc::new(Metrics::new(&mut registry));
-        let watch = Arc::new(MapWatch::new(Arc::clone(&metrics)));
+        let watch = Arc::new(MapWatch::new(seeds, Arc::clone(&metrics)));
         let drain = watch::Sender::new(false);
         let names = Names::of_system();
-        keep_map_fresh(args, seeds, &names, &watch, &metrics);
+        keep_map_fresh(args, &names, &watch, &metrics);
 
         let probed = Probed { watch: Arc::clone(&watch), registry: Arc::new(registry), drain: drain.subscribe() };
         let server = serve(args, listener, &names, &metrics, probed.clone())?;
@@ -94,12 +95,12 @@ pub fn run(args: &Args) -> Result<(), RouterError> {
     })
 }
 
-fn keep_map_fresh(args: &Args, seeds: Vec<Member>, names: &Arc<Names>, watch: &Arc<MapWatch>, metrics: &Arc<Metrics>) {
+fn keep_map_fresh(args: &Args, names: &Arc<Names>, watch: &Arc<MapWatch>, metrics: &Arc<Metrics>) {
     let (watch, names, n_open) = (Arc::clone(watch), Arc::clone(names), metrics.connections.clone());
     let (period, in_flight_max) = (args.map_period, args.in_flight_max);
     actix_rt::spawn(async move {
         let upstream = Upstream::new(names, in_flight_max, n_open);
-        watch.run(&upstream, &seeds, period).await;
+        watch.run(&upstream, period).await;
     });
 }
 
@@ -144,7 +145,11 @@ fn serve(
 /// Answers probes and Prometheus where applications do not ask.
 fn serve_probes(listener: TcpListener, probed: Probed) -> std::io::Result<Server> {
     let app = move || App::new().configure(|config| http::probes(config, probed.clone()));
-    let server = HttpServer::new(app).workers(1).max_connections(PROBE_CONNECTIONS_MAX).disable_signals();
+    let server = HttpServer::new(app)
+        .workers(1)
+        .max_connections(PROBE_CONNECTIONS_MAX)
+        .client_request_timeout(PROBE_PATIENCE)
+        .disable_signals();
     Ok(server.listen(listener)?.run())
 }
 

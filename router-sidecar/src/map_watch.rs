@@ -23,6 +23,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 const WARN_PERIOD: Duration = Duration::from_secs(5);
 /// Longest time that a request waits for the first map.
 const FIRST_MAP_PATIENCE: Duration = Duration::from_secs(1);
+/// Longest time that a request waits for a map that somebody knows of: whoever knew of it may be gone. It tries on then.
+const REACH_PATIENCE: Duration = Duration::from_millis(200);
 /// While an owner cannot be reached, the map is asked for so often.
 const SUSPECT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -78,10 +80,11 @@ pub(crate) struct MapWatch {
     /// Since when an owner could not be reached, by this map.
     suspected_since: Mutex<Option<Instant>>,
     metrics: Arc<Metrics>,
+    seeds: Vec<Member>,
 }
 
 impl MapWatch {
-    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(seeds: Vec<Member>, metrics: Arc<Metrics>) -> Self {
         let (view, seen) = (ArcSwapOption::empty(), watch::Sender::new(None));
         let suspected_since = Mutex::default();
         Self {
@@ -92,7 +95,13 @@ impl MapWatch {
             wanted: Notify::new(),
             suspected: Notify::new(),
             metrics,
+            seeds,
         }
+    }
+
+    /// The seeds of the cluster.
+    pub(crate) fn seeds(&self) -> &[Member] {
+        &self.seeds
     }
 
     /// The newest view; `None` until some node has answered.
@@ -112,7 +121,7 @@ impl MapWatch {
         self.view()
     }
 
-    /// Waits for a map of this epoch or a newer one, of which the node at `address` knows.
+    /// Waits for a map of this epoch or a newer one, of which the node at `address` knows; a while.
     pub(crate) async fn reach(&self, epoch: Epoch, address: &str) {
         let reached = |seen: &Option<Epoch>| seen.is_some_and(|seen| seen >= epoch);
         if !reached(&self.seen.borrow()) {
@@ -121,7 +130,9 @@ impl MapWatch {
             drop(wish);
             self.wanted.notify_one();
         }
-        self.seen.subscribe().wait_for(reached).await.expect("the sender lives as long as `self`");
+        let mut seen = self.seen.subscribe();
+        // It came or not: the owner by the newest map is asked next.
+        let _ = timeout(REACH_PATIENCE, seen.wait_for(reached)).await;
     }
 
     /// Somebody could not reach an owner: there may be a newer map soon.
@@ -142,10 +153,10 @@ impl MapWatch {
     }
 
     /// Keeps the view fresh, for ever.
-    pub(crate) async fn run(&self, upstream: &Upstream, seeds: &[Member], period: Duration) {
+    pub(crate) async fn run(&self, upstream: &Upstream, period: Duration) {
         let (mut turn, mut warned) = (0, None::<Instant>);
         loop {
-            let refreshed = self.refresh(upstream, seeds, turn).await;
+            let refreshed = self.refresh(upstream, turn).await;
             let pause = if refreshed.is_ok() { period } else { RETRY_PAUSE };
             if let Err(error) = refreshed
                 && warned.is_none_or(|warned| warned.elapsed() >= WARN_PERIOD)
@@ -171,10 +182,10 @@ impl MapWatch {
     }
 
     /// Asks one node after the other until one answers with what is wished for: first who was named, then all in turn.
-    async fn refresh(&self, upstream: &Upstream, seeds: &[Member], turn: usize) -> Result<(), String> {
+    async fn refresh(&self, upstream: &Upstream, turn: usize) -> Result<(), String> {
         let view = self.view();
         let known = view.as_ref().map_or(&[][..], |view| view.map.members());
-        let mut addresses: Vec<&str> = known.iter().chain(seeds).map(|member| member.data.as_str()).collect();
+        let mut addresses: Vec<&str> = known.iter().chain(&self.seeds).map(|member| member.data.as_str()).collect();
         addresses.dedup();
         let n_addresses = addresses.len();
         addresses.rotate_left(turn % n_addresses.max(1));
@@ -247,7 +258,7 @@ mod tests {
 
     #[test]
     fn an_older_map_is_never_taken_and_the_same_one_only_for_its_regions() {
-        let watch = MapWatch::new(Arc::new(Metrics::new(&mut Registry::default())));
+        let watch = MapWatch::new(Vec::new(), Arc::new(Metrics::new(&mut Registry::default())));
         let seen = |watch: &MapWatch| {
             let view = watch.view().expect("a view");
             (view.map.epoch().seq, view.regions[0].name.as_str().to_owned())
@@ -263,15 +274,27 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_asks_before_the_first_map_waits_for_it_a_while() {
-        let watch = MapWatch::new(Arc::new(Metrics::new(&mut Registry::default())));
+        let watch = MapWatch::new(Vec::new(), Arc::new(Metrics::new(&mut Registry::default())));
         assert!(watch.first_view().await.is_none(), "nobody told one");
         let (view, ()) = tokio::join!(watch.first_view(), async { watch.take(answer(1, "one")) });
         assert!(view.is_some(), "it came while it was waited for");
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_map_that_nobody_tells_is_not_waited_for_for_long() {
+        let watch = MapWatch::new(Vec::new(), Arc::new(Metrics::new(&mut Registry::default())));
+        watch.take(answer(1, "one"));
+        let epoch = |seq| Epoch { term: Term { counter: 1, seed: 0 }, seq };
+        let began = Instant::now();
+        watch.reach(epoch(3), "h:1").await;
+        assert_eq!(began.elapsed(), REACH_PATIENCE);
+        tokio::join!(watch.reach(epoch(3), "h:1"), async { watch.take(answer(3, "three")) });
+        assert_eq!(began.elapsed(), REACH_PATIENCE, "it came while it was waited for");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_is_left_of_a_failover_is_when_to_come_again() {
-        let watch = MapWatch::new(Arc::new(Metrics::new(&mut Registry::default())));
+        let watch = MapWatch::new(Vec::new(), Arc::new(Metrics::new(&mut Registry::default())));
         watch.take(answer(1, "one"));
         watch.suspect();
         tokio::time::advance(Duration::from_millis(1000)).await;

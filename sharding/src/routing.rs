@@ -71,13 +71,13 @@ impl Tries {
         Self { may_pass: false, ..Self::of_read() }
     }
 
-    /// Decides after a try by the map of epoch `known`, which has so many members, that brought no answer.
-    pub fn handle_setback(&mut self, known: Epoch, n_members: usize, setback: Setback) -> Next {
+    /// Decides after a try by the map of epoch `known` that brought no answer; so many are in [`bypass`].
+    pub fn handle_setback(&mut self, known: Epoch, n_others: usize, setback: Setback) -> Next {
         if self.passed == 0 {
             self.made += 1;
         }
         match setback {
-            _ if self.passed >= PASSES_MAX.min(n_members.max(1)) => {
+            _ if self.passed >= PASSES_MAX.min(n_others.max(1)) => {
                 *self = Self { rounds: self.rounds + 1, ..Self::of_read() };
                 if self.rounds < ROUNDS_MAX { Next::Pause(ROUND_PAUSE) } else { Next::GiveUp }
             }
@@ -95,17 +95,21 @@ impl Tries {
 }
 
 /// Who may read a shard past its owner, in the order to ask: the highest first by rendezvous (Thaler, Ravishankar, "A
-/// name-based mapping scheme for rendezvous", 1996). All routers choose alike, so that readers of one key meet. The owner
-/// itself comes last: it may be alive, and only have lost its lease.
+/// name-based mapping scheme for rendezvous", 1996). All routers choose alike, so that readers of one key meet. Then the seeds
+/// that the map does not know: all that it knows may be gone. The owner itself comes last: it may be alive, and only have lost
+/// its lease.
 #[must_use]
-pub fn bypass(map: &ShardMap, shard: ShardId) -> Vec<&Member> {
+pub fn bypass<'a>(map: &'a ShardMap, seeds: &'a [Member], shard: ShardId) -> Vec<&'a Member> {
     let owner = map.owner_of(shard).map(|owner| &owner.data);
-    let mut members: Vec<&Member> = map.members().iter().collect();
-    members.sort_by_cached_key(|member| {
+    let is_known = |seed: &Member| map.members().iter().any(|member| member.data == seed.data);
+    let members = map.members().iter().map(|member| (false, member));
+    let seeds = seeds.iter().filter(|seed| !is_known(seed)).map(|seed| (true, seed));
+    let mut all: Vec<(bool, &Member)> = members.chain(seeds).collect();
+    all.sort_by_cached_key(|(is_unknown, member)| {
         let score = XxHash3_64::oneshot(format!("{shard} {}", member.node).as_bytes());
-        (Some(&member.data) == owner, std::cmp::Reverse((score, member.data.clone())))
+        (Some(&member.data) == owner, *is_unknown, std::cmp::Reverse((score, member.data.clone())))
     });
-    members
+    all.into_iter().map(|(_, member)| member).collect()
 }
 
 #[cfg(test)]
@@ -177,11 +181,24 @@ mod tests {
         let map = ShardMap::assigned(epoch(1), NShards::DEFAULT, members).expect("a map");
         let mut first = std::collections::BTreeMap::new();
         for shard in NShards::DEFAULT.shards() {
-            let others = bypass(&map, shard);
+            let others = bypass(&map, &[], shard);
             assert_eq!(others.len(), 4);
             assert_eq!(Some(others[3]), map.owner_of(shard));
             *first.entry(others[0].node.clone()).or_insert(0) += 1;
         }
         assert!(first.values().all(|count| (200..320).contains(count)), "{first:?}");
+    }
+
+    #[test]
+    fn seeds_that_the_map_does_not_know_come_after_those_that_it_knows_but_before_the_owner() {
+        let seeds = Member::parse_list("a=h:1,b=h:2,c=h:3").expect("three");
+        let map = ShardMap::assigned(epoch(1), NShards::DEFAULT, seeds[2..].to_vec()).expect("a map");
+        let names = |shard| bypass(&map, &seeds, shard).iter().map(|member| member.node.as_str()).collect::<String>();
+        assert!(matches!(names(ShardId(0)).as_str(), "abc" | "bac"), "{}", names(ShardId(0)));
+        let map = ShardMap::assigned(epoch(1), NShards::DEFAULT, Member::parse_list("c=h:3,d=h:4").expect("two"));
+        let map = map.expect("a map");
+        let others = bypass(&map, &seeds, ShardId(0));
+        let owner = map.owner_of(ShardId(0)).expect("an owner");
+        assert!(others.len() == 4 && others[3] == owner && ["c", "d"].contains(&others[0].node.as_str()), "{others:?}");
     }
 }

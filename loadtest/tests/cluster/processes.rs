@@ -148,6 +148,30 @@ fn without_a_majority_reads_go_through_and_all_heals_when_it_is_back() {
 }
 
 #[test]
+fn a_seed_that_the_map_does_not_know_reads_past_owners_that_are_gone() {
+    let it = Scene::new(&things(50)).start();
+    let coordinates =
+        |pod: usize| it.samples_of(pod).is_ok_and(|samples| samples.sum("cache_node_coordinator", &[]) == 1.0);
+    let leader = (0..3).find(|pod| coordinates(*pod)).expect("one coordinates");
+    let (first, last) = ((leader + 1) % 3, (leader + 2) % 3);
+    for pod in [first, leader] {
+        assert!(it.cluster.signal(Role::Node, pod, Signal::SIGTERM));
+        it.cluster.wait_ended(Role::Node, pod, PATIENCE).expect("it leaves");
+    }
+    let owners = || it.get(last, "/-/map").json::<serde_json::Value>().expect("JSON")["owners"].clone();
+    eventually("one owns all", || owners().as_object().is_some_and(|owners| owners.len() == 1));
+    assert!(it.cluster.signal(Role::Node, last, Signal::SIGKILL));
+    it.cluster.wait_ended(Role::Node, last, PATIENCE).expect("killed");
+    it.cluster.start_again(Role::Node, first).expect("starts");
+    eventually("it lives", || it.client.get(format!("{}/livez", it.cluster.control(first))).send().is_ok());
+    for i in 0..50 {
+        let answer = it.get(last, &format!("/things/key%20{i}"));
+        assert_eq!(answer.status(), 200, "{:?}", answer.text());
+        assert!(header(&answer, "cache-status").contains("pass-through"), "{:?}", answer.headers());
+    }
+}
+
+#[test]
 fn a_process_that_ended_is_started_again_where_it_was() {
     let mut scene = Scene::new("INSERT INTO things VALUES ('a', 'b')");
     scene.options.restart = true;

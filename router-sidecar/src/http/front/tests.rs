@@ -65,7 +65,7 @@ fn node() -> SocketAddr {
 fn state(node: SocketAddr) -> Rc<HttpState> {
     let mut registry = Registry::default();
     let metrics = Arc::new(Metrics::new(&mut registry));
-    let watch = Arc::new(MapWatch::new(Arc::clone(&metrics)));
+    let watch = Arc::new(MapWatch::new(Vec::new(), Arc::clone(&metrics)));
     let members = Member::parse_list(&format!("a={node}")).expect("a list");
     let epoch = Epoch { term: Term { counter: 1, seed: 0 }, seq: 1 };
     let region = RegionInfo {
