@@ -24,7 +24,7 @@ const WARN_PERIOD: Duration = Duration::from_secs(5);
 /// Longest time that a request waits for the first map.
 const FIRST_MAP_PATIENCE: Duration = Duration::from_secs(1);
 /// Longest time that a request waits for a map that somebody knows of: whoever knew of it may be gone. It tries on then.
-const REACH_PATIENCE: Duration = Duration::from_millis(200);
+const REACH_PATIENCE: Duration = Duration::from_millis(500);
 /// While an owner cannot be reached, the map is asked for so often.
 const SUSPECT_PAUSE: Duration = Duration::from_millis(50);
 

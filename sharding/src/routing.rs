@@ -38,7 +38,7 @@ pub enum Setback {
 /// What to do next with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Get the map of that epoch or a newer one, then ask the owner again.
+    /// Get the map of that epoch or a newer one, if one comes soon; then ask the owner again.
     RefreshMap(Epoch),
     /// Wait, look the owner up again, then ask it.
     Pause(Duration),
@@ -96,8 +96,8 @@ impl Tries {
 
 /// Who may read a shard past its owner, in the order to ask: the highest first by rendezvous (Thaler, Ravishankar, "A
 /// name-based mapping scheme for rendezvous", 1996). All routers choose alike, so that readers of one key meet. Then the seeds
-/// that the map does not know: all that it knows may be gone. The owner itself comes last: it may be alive, and only have lost
-/// its lease.
+/// that the map does not know: all that it knows may be gone. The owner itself comes last of those that are asked: it may be
+/// alive, and only have lost its lease.
 #[must_use]
 pub fn bypass<'a>(map: &'a ShardMap, seeds: &'a [Member], shard: ShardId) -> Vec<&'a Member> {
     let owner = map.owner_of(shard).map(|owner| &owner.data);
@@ -109,6 +109,9 @@ pub fn bypass<'a>(map: &'a ShardMap, seeds: &'a [Member], shard: ShardId) -> Vec
         let score = XxHash3_64::oneshot(format!("{shard} {}", member.node).as_bytes());
         (Some(&member.data) == owner, *is_unknown, std::cmp::Reverse((score, member.data.clone())))
     });
+    if all.len() > PASSES_MAX && all.last().is_some_and(|(_, last)| Some(&last.data) == owner) {
+        all[PASSES_MAX - 1..].rotate_right(1);
+    }
     all.into_iter().map(|(_, member)| member).collect()
 }
 
@@ -200,5 +203,12 @@ mod tests {
         let others = bypass(&map, &seeds, ShardId(0));
         let owner = map.owner_of(ShardId(0)).expect("an owner");
         assert!(others.len() == 4 && others[3] == owner && ["c", "d"].contains(&others[0].node.as_str()), "{others:?}");
+        // As on Kubernetes, where the map has other addresses than the list of seeds.
+        let seeds = Member::parse_list("a=a.host:1,b=b.host:2,c=c.host:3").expect("three");
+        let others = bypass(&map, &seeds, ShardId(0));
+        assert!(others.len() == 5 && others[4] == owner, "{others:?}");
+        let seeds = Member::parse_list("e=h:5,f=h:6,g=h:7,h=h:8,i=h:9").expect("five");
+        let others = bypass(&map, &seeds, ShardId(0));
+        assert!(others.len() == 7 && others[PASSES_MAX - 1] == owner, "{others:?}");
     }
 }

@@ -185,7 +185,8 @@ impl Source<'_> {
     }
 
     fn sqlite(&self, place: &Spanned<String>, path: &str) -> Result<Server, ConfigError> {
-        let remedy = path.strip_prefix("//").map_or_else(String::new, |path| format!("; write sqlite:{path}"));
+        let meant = path.strip_prefix("//").filter(|path| !path.starts_with('/'));
+        let remedy = meant.map_or_else(String::new, |path| format!("; write sqlite:{path}"));
         let path = self.beside(path);
         if !path.is_file() {
             return Err(self.wrong(place, &format!("there is no file {}{remedy}", path.display())));

@@ -44,7 +44,7 @@ impl Sqlite {
             self.connection.prepare(sql).map_err(failed)?;
         }
         let table = format!("SELECT cluster, shard, n_shards, token FROM {FENCES}");
-        self.connection.prepare(&table).map(drop).map_err(about_fences)
+        self.connection.prepare(&table).map(drop).map_err(|error| without_fences(&error.to_string()))
     }
 
     /// See [`crate::database::Database::write`].
@@ -111,7 +111,7 @@ impl Sqlite {
     fn token(&self, fences: &super::super::Fences, shard: u16) -> Result<Option<String>, DatabaseError> {
         let sql = format!("SELECT token FROM {FENCES} WHERE cluster = ?1 AND shard = ?2");
         let mut statement = self.connection.prepare_cached(&sql).map_err(about_fences)?;
-        statement.query_row((fences.cluster.as_str(), shard), |row| row.get(0)).optional().map_err(failed)
+        statement.query_row((fences.cluster.as_str(), shard), |row| row.get(0)).optional().map_err(about_fences)
     }
 
     /// See [`crate::database::Database::raise`].
@@ -187,10 +187,14 @@ impl Sqlite {
 fn about_fences(error: rusqlite::Error) -> DatabaseError {
     match failed(error) {
         DatabaseError::Failed(message) if message.contains(&format!("no such table: {FENCES}")) => {
-            DatabaseError::Failed(format!("{message}; make the table that `cache-node fence-table` prints"))
+            without_fences(&message)
         }
         error => error,
     }
+}
+
+fn without_fences(message: &str) -> DatabaseError {
+    DatabaseError::Failed(format!("{message}; make the table that `cache-node fence-table` prints"))
 }
 
 pub(super) fn broken_token(shard: u16) -> DatabaseError {

@@ -186,6 +186,7 @@ fn a_row_that_stays_after_it_was_removed_is_said_to() {
 #[test]
 fn a_table_of_fences_that_is_gone_is_said_with_how_to_make_it() {
     let (dir, mut sqlite) = database("INTEGER");
+    assert!(put(&mut sqlite, &write(1, "1", Some("v"))).is_ok());
     let drop_it = format!("DROP TABLE {FENCES}");
     Connection::open(dir.path().join("test.db")).and_then(|it| it.execute_batch(&drop_it)).expect("dropped");
     let remedy = "make the table that `cache-node fence-table` prints";
