@@ -117,11 +117,9 @@ pub(super) fn is_whole_without(map: &serde_json::Value, pod: usize) -> bool {
 }
 
 pub(super) fn coordinator(it: &Running) -> usize {
-    let coordinates =
-        |pod: &usize| it.samples_of(*pod).is_ok_and(|samples| samples.sum("cache_node_coordinator", &[]) == 1.0);
     let mut found = None;
     eventually("one coordinates", || {
-        found = (0..3).find(coordinates);
+        found = (0..3).find(|pod| it.coordinates(*pod));
         found.is_some()
     });
     found.expect("one coordinates")

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use futures_util::future::join_all;
 use loadtest::cluster::{Role, Signal};
 
-use super::faults::{settled, stands_still};
+use super::faults::{coordinator, settled, stands_still};
 use super::*;
 
 /// What clients have seen: how long each read took, and what went wrong.
@@ -240,13 +240,13 @@ fn a_rolling_restart_fails_no_read_and_costs_no_read_of_the_database() {
 fn a_node_that_is_told_to_leave_once_more_does_not_wait_for_who_is_to_have_its_shards() {
     let it = Scene::new("INSERT INTO things VALUES ('a', 'b')").start();
     settled(&it, 3);
-    let samples = |pod: usize| it.samples_of(pod).expect("it runs");
-    let leader = (0..3).find(|pod| samples(*pod).sum("cache_node_coordinator", &[]) == 1.0).expect("one coordinates");
+    let leader = coordinator(&it);
     let (next, leaver) = ((leader + 1) % 3, (leader + 2) % 3);
     assert!(it.cluster.signal(Role::Node, next, Signal::SIGSTOP));
     eventually("it stands still", || stands_still(it.cluster.pid(Role::Node, next).expect("it runs")));
     assert!(it.cluster.signal(Role::Node, leaver, Signal::SIGTERM));
-    eventually("it has shards to give", || samples(leaver).sum("cache_node_shards", &["state=\"giving\""]) > 0.0);
+    let n_giving = || it.samples_of(leaver).expect("it runs").sum("cache_node_shards", &["state=\"giving\""]);
+    eventually("it has shards to give", || n_giving() > 0.0);
     assert!(it.cluster.signal(Role::Node, leaver, Signal::SIGTERM));
     let status = it.cluster.wait_ended(Role::Node, leaver, PATIENCE).expect("it leaves");
     assert!(status.success(), "{status}");

@@ -106,6 +106,11 @@ impl Running {
         Ok(Samples::parse(&page))
     }
 
+    /// Whether a node, if it answers, coordinates.
+    fn coordinates(&self, pod: usize) -> bool {
+        self.samples_of(pod).is_ok_and(|samples| samples.sum("cache_node_coordinator", &[]) == 1.0)
+    }
+
     fn sum(&self, metric: &str, labels: &[&str]) -> f64 {
         self.samples().sum(metric, labels)
     }

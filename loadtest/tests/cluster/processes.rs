@@ -1,6 +1,6 @@
 use loadtest::cluster::{Role, Signal};
 
-use super::faults::stands_still;
+use super::faults::{coordinator, stands_still};
 use super::*;
 
 fn things(n: usize) -> String {
@@ -96,12 +96,10 @@ fn a_killed_node_fails_no_read_and_its_shards_get_another_owner() {
 #[test]
 fn a_killed_coordinator_is_replaced_by_one_of_a_higher_term() {
     let it = Scene::new(&things(50)).start();
-    let coordinates =
-        |pod: usize| it.samples_of(pod).is_ok_and(|samples| samples.sum("cache_node_coordinator", &[]) == 1.0);
     let term = || it.get(0, "/-/map").json::<serde_json::Value>().expect("JSON")["epoch"]["term"][0].as_u64();
-    let (leader, before) = ((0..3).find(|pod| coordinates(*pod)).expect("one coordinates"), term());
+    let (leader, before) = (coordinator(&it), term());
     assert!(it.cluster.signal(Role::Node, leader, Signal::SIGKILL));
-    eventually("another coordinates", || (0..3).any(|pod| pod != leader && coordinates(pod)));
+    eventually("another coordinates", || (0..3).any(|pod| pod != leader && it.coordinates(pod)));
     eventually("its map is known", || {
         assert_eq!(it.get((leader + 1) % 3, "/things/key%201").status(), 200, "no read fails");
         term() > before
@@ -150,9 +148,7 @@ fn without_a_majority_reads_go_through_and_all_heals_when_it_is_back() {
 #[test]
 fn a_seed_that_the_map_does_not_know_reads_past_owners_that_are_gone() {
     let it = Scene::new(&things(50)).start();
-    let coordinates =
-        |pod: usize| it.samples_of(pod).is_ok_and(|samples| samples.sum("cache_node_coordinator", &[]) == 1.0);
-    let leader = (0..3).find(|pod| coordinates(*pod)).expect("one coordinates");
+    let leader = coordinator(&it);
     let (first, last) = ((leader + 1) % 3, (leader + 2) % 3);
     for pod in [first, leader] {
         assert!(it.cluster.signal(Role::Node, pod, Signal::SIGTERM));

@@ -252,7 +252,6 @@ fn court_with_a_move() -> (Court, Tenure) {
     court.ask(10_001, 1, |_| {});
     court.ask(10_002, 1, |_| {});
     court.ask(11_400, 1, |_| {});
-    court.ask(11_000, 1, |_| {});
     let held = court.grant(12_000, 1, |_| {}).shards;
     let [tenure] = held[..] else { panic!("{held:?}") };
     court.ask(12_001, 2, |_| {});
@@ -412,7 +411,6 @@ fn a_move_that_was_begun_is_not_turned_to_a_node_that_joins_meanwhile() {
     court.ask(10_001, 1, |_| {});
     court.ask(10_002, 1, |_| {});
     court.ask(11_400, 1, |_| {});
-    court.ask(11_000, 1, |_| {});
     let held = court.grant(12_000, 1, |_| {}).shards;
     assert_eq!(held.len(), usize::from(n));
     let holds = |renew: &mut Renew| renew.held.clone_from(&held);
