@@ -9,6 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use cache_node::database::FENCES;
@@ -19,7 +20,7 @@ use sharding::epoch::{Epoch, Term};
 use sharding::fence::Token;
 use tempfile::TempDir;
 
-use super::PATIENCE;
+use super::{PATIENCE, eventually};
 
 /// Which database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +48,17 @@ pub(crate) struct Server {
     process: Option<Child>,
     /// Further arguments of the process.
     pub(crate) args: Vec<String>,
-    monitor: Arc<Mutex<Vec<Operation>>>,
+    noted: Arc<Mutex<Noted>>,
+    /// Notes what Redis is asked, while it runs.
+    monitor: Option<JoinHandle<()>>,
+}
+
+/// What Redis was asked.
+#[derive(Debug, Default)]
+struct Noted {
+    operations: Vec<Operation>,
+    /// Questions of [`Server::catch_up`].
+    marks: usize,
 }
 
 /// A password that may stand in no log and on no page.
@@ -107,7 +118,8 @@ impl Server {
             }
         }
         let (port, tls_port) = (free_port(), free_port());
-        let mut server = Self { kind, dir, port, tls_port, process: None, args: Vec::new(), monitor: Arc::default() };
+        let mut server =
+            Self { kind, dir, port, tls_port, process: None, args: Vec::new(), noted: Arc::default(), monitor: None };
         if kind == Kind::Postgres {
             let mut initdb = as_server(postgres_program("initdb"));
             let pw_file = server.path("password");
@@ -172,7 +184,7 @@ impl Server {
             std::thread::sleep(Duration::from_millis(20));
         }
         if self.kind == Kind::Redis {
-            self.watch();
+            self.monitor = Some(self.watch());
         }
     }
 
@@ -197,6 +209,9 @@ impl Server {
         if matches!(signal, Signal::SIGKILL | Signal::SIGTERM | Signal::SIGQUIT) {
             process.wait().expect("a child");
             self.process = None;
+            if let Some(monitor) = self.monitor.take() {
+                monitor.join().expect("it reads to the end");
+            }
         }
     }
 
@@ -332,14 +347,14 @@ impl Server {
     }
 
     /// Notes what a Redis server is asked from now on.
-    fn watch(&self) {
+    fn watch(&self) -> JoinHandle<()> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("connects");
         write!(stream, "AUTH {PASSWORD}\r\nMONITOR\r\n").expect("sent");
         let mut lines = BufReader::new(stream).lines();
         for _ in 0..2 {
             assert_eq!(lines.next().expect("an answer").expect("text"), "+OK");
         }
-        let seen = Arc::clone(&self.monitor);
+        let noted = Arc::clone(&self.noted);
         std::thread::spawn(move || {
             // +1700000000.123456 [0 127.0.0.1:1] "MGET" "thing:k1" …
             for line in lines.map_while(Result::ok) {
@@ -348,15 +363,27 @@ impl Server {
                 let Some(at) = head.strip_prefix('+').and_then(|head| head.split(' ').next()?.parse().ok()) else {
                     continue;
                 };
-                let is_script = command.eq_ignore_ascii_case("EVALSHA") || command.eq_ignore_ascii_case("EVAL");
-                if is_script {
-                    seen.lock().expect("no panic under it").push(Operation { at, keys: Vec::new() });
-                } else if command == "MGET" {
-                    let keys = words.map(|(_, word)| word.trim_start_matches("thing:").to_owned()).collect();
-                    seen.lock().expect("no panic under it").push(Operation { at, keys });
+                let mut noted = noted.lock().expect("no panic under it");
+                match command.to_ascii_uppercase().as_str() {
+                    "EVAL" | "EVALSHA" => noted.operations.push(Operation { at, keys: Vec::new() }),
+                    "MGET" => {
+                        let keys = words.map(|(_, word)| word.trim_start_matches("thing:").to_owned()).collect();
+                        noted.operations.push(Operation { at, keys });
+                    }
+                    "ECHO" => noted.marks += 1,
+                    _ => {}
                 }
             }
-        });
+        })
+    }
+
+    /// Waits until all that Redis has been asked before is noted: it tells in the order in which it was asked.
+    fn catch_up(&self) {
+        let marks = || self.noted.lock().expect("no panic under it").marks;
+        let before = marks();
+        let mut redis = self.redis().expect("connects");
+        redis::cmd("ECHO").arg("caught up").exec(&mut redis).expect("answered");
+        eventually("what Redis was asked is noted", || marks() > before);
     }
 
     /// Everything that the cache has asked of it, in order. `logs`: those of the nodes, by which SQLite tells.
@@ -364,7 +391,13 @@ impl Server {
         let mut operations = match self.kind {
             Kind::Sqlite => logs.iter().flat_map(|log| traced(log)).collect(),
             Kind::Postgres => logged(&self.path("server.log")),
-            Kind::Redis => self.monitor.lock().expect("no panic under it").clone(),
+            Kind::Redis => {
+                // One that has ended was noted to the end.
+                if self.process.is_some() {
+                    self.catch_up();
+                }
+                self.noted.lock().expect("no panic under it").operations.clone()
+            }
         };
         operations.sort_by(|a: &Operation, b| a.at.total_cmp(&b.at));
         operations
