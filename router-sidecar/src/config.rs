@@ -66,6 +66,10 @@ pub struct Args {
     /// Most client connections of one thread; further ones wait to be accepted.
     #[arg(long, env = "ROUTER_CONNECTIONS_MAX", default_value_t = 25_000)]
     pub connections_max: usize,
+    /// How long a client connection may wait for its first request, or for the next; longer than what clients and load
+    /// balancers keep idle ones for, or they send into one that is being closed.
+    #[arg(long, env = "ROUTER_CLIENT_IDLE_TIMEOUT", default_value = "75s", value_parser = positive)]
+    pub client_idle_timeout: Duration,
     /// Longest body of a request, in bytes; a longer one is answered 413.
     #[arg(long, env = "ROUTER_BODY_BYTES_MAX", default_value_t = 1024 * 1024)]
     pub body_bytes_max: usize,
@@ -81,4 +85,12 @@ pub struct Args {
     /// Longest time to finish requests in flight after that; with the delay it must be below the pod's grace period.
     #[arg(long, env = "ROUTER_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
+}
+
+/// A time that is longer than none.
+fn positive(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("it has to be longer than nothing".to_owned()),
+        parsed => parsed.map_err(|error| error.to_string()),
+    }
 }

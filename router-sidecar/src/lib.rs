@@ -32,8 +32,6 @@ use transport::names::Names;
 use transport::seeds::SeedsError;
 use transport::upstream::Upstream;
 
-/// An idle client connection is kept this long: longer than the keep-alive of usual clients, so that they close first.
-const CLIENT_KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Probes and Prometheus are few.
 const PROBE_CONNECTIONS_MAX: usize = 1024;
 /// Whoever has asked nothing by then makes room for a probe.
@@ -135,7 +133,9 @@ fn serve(
     let server = HttpServer::new(app)
         .workers(args.threads.get())
         .max_connections(args.connections_max)
-        .keep_alive(CLIENT_KEEP_ALIVE)
+        .keep_alive(args.client_idle_timeout)
+        // By default a client that connects ahead of need would have 5 s.
+        .client_request_timeout(args.client_idle_timeout)
         .tcp_nodelay(true)
         .shutdown_timeout(args.drain_timeout.as_secs().max(1))
         .disable_signals();

@@ -31,6 +31,7 @@ fn a_mistake_in_a_flag_is_named() {
         (vec!["--seeds", "h:1", "--bind", "everywhere"], "--bind"),
         (vec!["--seeds", "h:1", "--threads", "0"], "--threads"),
         (vec!["--seeds", "h:1", "--request-timeout", "soon"], "--request-timeout"),
+        (vec!["--seeds", "h:1", "--client-idle-timeout", "0s"], "longer than nothing"),
         (vec!["--seeds", "h:1", "--bind", &address], "cannot be listened on"),
     ] {
         let output = run(&flags);

@@ -69,6 +69,33 @@ fn a_body_that_does_not_end_is_answered_all_the_same() {
 }
 
 #[test]
+fn a_client_that_asks_nothing_is_let_go_in_its_time_and_not_before() {
+    let time = Duration::from_secs(2);
+    let mut scene = Scene::new("");
+    scene.options.router_args = vec!["--client-idle-timeout".to_owned(), format!("{time:?}")];
+    let it = scene.start();
+    // How long the router keeps one that sends this and then nothing.
+    let kept = |said: &[u8]| {
+        let mut stream = TcpStream::connect(it.cluster.http_address(0)).expect("connects");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.write_all(said).expect("sent");
+        let began = Instant::now();
+        let mut told = Vec::new();
+        stream.read_to_end(&mut told).expect("the end");
+        (began.elapsed(), String::from_utf8_lossy(&told).into_owned())
+    };
+    for (said, told) in [
+        ("", "HTTP/1.1 408 "),
+        ("GET /things/a HTTP/1.1\r\nho", "HTTP/1.1 408 "),
+        ("GET /things/a HTTP/1.1\r\nhost: x\r\n\r\n", "HTTP/1.1 404 "),
+    ] {
+        let (lasted, answer) = kept(said.as_bytes());
+        assert!(lasted > time / 2 && lasted < 2 * time, "{said:?}: closed after {lasted:?}");
+        assert!(answer.starts_with(told), "{said:?}: {answer}");
+    }
+}
+
+#[test]
 fn a_bad_body_is_named() {
     let it = Scene::new("").start();
     let ask = |body: String| {
