@@ -149,6 +149,7 @@ async fn dispatch(
         (Some(key), &Method::PUT) if info.writes => write::put(request, payload, state, info, key).await,
         (Some(key), &Method::DELETE) if info.writes => write::delete(request, state, info, key).await,
         (Some(_), _) if info.writes => Err(Problem::method(ALL_METHODS)),
+        (Some(_), &Method::PUT | &Method::DELETE) => Err(Problem::not_written_to(&info.name)),
         (Some(_), _) => Err(Problem::method(READING_METHODS)),
         (None, &Method::POST) => batch::post(payload, state, (&view, info)).await,
         (None, _) => Err(Problem::method(REGION_METHODS)),

@@ -92,7 +92,12 @@ pub(super) fn load(path: &Path) -> Result<CacheConfig, ConfigError> {
         message: format!("cannot be read: {error}; name the file with --config"),
     })?;
     let source = Source { path, text: &text };
-    let file: File = toml::from_str(&text).map_err(|error| source.error(error.span(), error.message()))?;
+    let file: File = toml::from_str(&text).map_err(|error| {
+        // Most who write a number where it takes a text have forgotten its unit.
+        let is_number = error.message().starts_with("invalid type: integer") && error.message().ends_with("a string");
+        let remedy = if is_number { "; write it in quotes, a time with its unit: \"60s\"" } else { "" };
+        source.error(error.span(), &format!("{}{remedy}", error.message()))
+    })?;
     source.check(file)
 }
 

@@ -35,9 +35,15 @@ fn a_bad_request_gets_a_problem_that_says_what_to_do() {
         let problem: Value = serde_json::from_str(body).expect("JSON");
         assert_eq!(problem["type"], format!("urn:distributed-cache:problem:{kind}"), "{method} {shown}");
         assert_eq!((&problem["status"], &problem["request_id"]), (&json!(status), &json!("mine")));
+        let detail = problem["detail"].as_str().expect("a detail");
         if kind == "unknown-region" {
-            assert!(problem["detail"].as_str().expect("a detail").ends_with("there is things"), "{problem}");
+            assert!(detail.ends_with("there is things"), "{problem}");
         }
+        assert_eq!(
+            detail.contains("writes = true"),
+            ["PUT", "DELETE"].contains(&method),
+            "{method} {shown}: {problem}"
+        );
     }
     assert_eq!(it.get(0, &format!("/things/{}", "k".repeat(4096))).status(), 404, "4 KiB are allowed");
 }

@@ -8,8 +8,10 @@ use actix_web::dev::RequestHead;
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ALLOW, CACHE_CONTROL, RETRY_AFTER};
 use serde::Serialize;
+use sharding::id::RegionName;
 use sharding::wire::{Failure, FailureCode};
 
+use super::READING_METHODS;
 use super::target::TargetError;
 use crate::forward::ForwardError;
 use crate::map_watch::View;
@@ -76,6 +78,13 @@ impl Problem {
         let detail = format!("here only {allow} is allowed");
         let problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", detail);
         Self { allow: Some(allow), ..problem }
+    }
+
+    pub(super) fn not_written_to(region: &RegionName) -> Self {
+        let problem = Self::method(READING_METHODS);
+        let detail =
+            format!("{}; region {region} may be written to when its configuration says writes = true", problem.detail);
+        Self { detail, ..problem }
     }
 
     pub(super) fn body_too_long(bytes_max: usize) -> Self {
