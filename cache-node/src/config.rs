@@ -15,6 +15,7 @@ use sharding::budget::Budget;
 use sharding::id::{ClusterName, DatabaseName, NShards, NodeId, RegionName};
 use sharding::map::Member;
 use sharding::times::{Times, TimesError};
+use transport::flags::duration;
 use transport::seeds::{DATA_PORT, SeedArgs, SeedsError};
 
 use crate::database::{Query, Statements};
@@ -96,19 +97,19 @@ pub struct Args {
     #[arg(long, env = "CACHE_NODE_HANDOFF_BYTES_PER_SECOND", default_value_t = 128 * 1024 * 1024, value_parser = clap::value_parser!(u64).range(1..))]
     pub handoff_bytes_per_second: u64,
     /// How long this node may act as an owner without an answer of the coordinator.
-    #[arg(long, env = "CACHE_NODE_LEASE", default_value = "1200ms", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "CACHE_NODE_LEASE", default_value = "1200ms", value_parser = duration)]
     pub lease: Duration,
     /// How often the lease is renewed.
-    #[arg(long, env = "CACHE_NODE_LEASE_PERIOD", default_value = "250ms", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "CACHE_NODE_LEASE_PERIOD", default_value = "250ms", value_parser = duration)]
     pub lease_period: Duration,
     /// How long a coordinator may act as one without a majority of the seeds.
-    #[arg(long, env = "CACHE_NODE_COORDINATOR_LEASE", default_value = "600ms", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "CACHE_NODE_COORDINATOR_LEASE", default_value = "600ms", value_parser = duration)]
     pub coordinator_lease: Duration,
     /// How often the coordinator's lease is renewed.
-    #[arg(long, env = "CACHE_NODE_COORDINATOR_PERIOD", default_value = "200ms", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "CACHE_NODE_COORDINATOR_PERIOD", default_value = "200ms", value_parser = duration)]
     pub coordinator_period: Duration,
     /// Longest time to finish requests in flight after SIGTERM; must be below the pod's grace period.
-    #[arg(long, env = "CACHE_NODE_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "CACHE_NODE_DRAIN_TIMEOUT", default_value = "20s", value_parser = duration)]
     pub drain_timeout: Duration,
 }
 

@@ -136,7 +136,7 @@ fn start_lanes(node: &Arc<Node>) -> Vec<Addr<ShardRegion>> {
 }
 
 fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, ConfigError> {
-    TcpListener::bind(address).map_err(|error| ConfigError {
+    transport::ports::listen(address).map_err(|error| ConfigError {
         place: format!("{flag} {address}"),
         message: format!("cannot be listened on: {error}; choose another address or end who has it"),
     })

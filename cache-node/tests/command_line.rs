@@ -54,7 +54,7 @@ fn a_mistake_in_the_file_is_named_with_its_line_and_column() {
     for (text, place, what) in [
         (region("tll = \"60s\"\n"), ":6:1", "unknown field `tll`"),
         (region("ttl = \"60\"\n"), ":6:7", "a duration is a number with a unit"),
-        (region("ttl = 60\n"), ":6:7", "a time with its unit"),
+        (region("ttl = 60\n"), ":6:7", "expected a string; write it in quotes, with its unit"),
         (region("max_bytes = \"256 apples\"\n"), ":6:13", "a size is a number with a unit"),
         (region("max_bytes = \"0MiB\"\n"), ":6:13", "more than 0"),
         (region("content_type = \"json\"\n"), ":6:16", "a media type"),

@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use transport::flags::{DURATION_MAX, duration, duration_within, period};
 use transport::seeds::SeedArgs;
 
 use crate::inject::TemplateArgs;
@@ -55,10 +56,10 @@ pub struct Args {
     #[arg(long, env = "ROUTER_THREADS", default_value = "1")]
     pub threads: NonZeroUsize,
     /// Longest time for one request.
-    #[arg(long, env = "ROUTER_REQUEST_TIMEOUT", default_value = "2s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "ROUTER_REQUEST_TIMEOUT", default_value = "2s", value_parser = period)]
     pub request_timeout: Duration,
     /// How often the shard map is asked for when nothing says that it is old.
-    #[arg(long, env = "ROUTER_MAP_PERIOD", default_value = "1s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "ROUTER_MAP_PERIOD", default_value = "1s", value_parser = period)]
     pub map_period: Duration,
     /// Most unanswered requests to one lane of a node; one more is answered 503.
     #[arg(long, env = "ROUTER_IN_FLIGHT_MAX", default_value_t = 8192)]
@@ -66,9 +67,10 @@ pub struct Args {
     /// Most client connections of one thread; further ones wait to be accepted.
     #[arg(long, env = "ROUTER_CONNECTIONS_MAX", default_value_t = 25_000)]
     pub connections_max: usize,
-    /// How long a client connection may wait for its first request, or for the next; longer than what clients and load
-    /// balancers keep idle ones for, or they send into one that is being closed.
-    #[arg(long, env = "ROUTER_CLIENT_IDLE_TIMEOUT", default_value = "75s", value_parser = positive)]
+    /// How long a client connection may be idle: until its first request has a whole head, and after each answer until the
+    /// next one begins. Up to half a second less. Longer than what clients and load balancers keep idle ones for, or they send
+    /// into one that is being closed.
+    #[arg(long, env = "ROUTER_CLIENT_IDLE_TIMEOUT", default_value = "75s", value_parser = idle_timeout)]
     pub client_idle_timeout: Duration,
     /// Longest body of a request, in bytes; a longer one is answered 413.
     #[arg(long, env = "ROUTER_BODY_BYTES_MAX", default_value_t = 1024 * 1024)]
@@ -80,17 +82,14 @@ pub struct Args {
     #[arg(long, env = "ROUTER_BATCH_BYTES_MAX", default_value_t = 64 * 1024 * 1024)]
     pub batch_bytes_max: usize,
     /// How long it goes on taking requests after SIGTERM, unready already: until whoever sends them has noticed.
-    #[arg(long, env = "ROUTER_DRAIN_DELAY", default_value = "0s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "ROUTER_DRAIN_DELAY", default_value = "0s", value_parser = duration)]
     pub drain_delay: Duration,
     /// Longest time to finish requests in flight after that; with the delay it must be below the pod's grace period.
-    #[arg(long, env = "ROUTER_DRAIN_TIMEOUT", default_value = "20s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "ROUTER_DRAIN_TIMEOUT", default_value = "20s", value_parser = duration)]
     pub drain_timeout: Duration,
 }
 
-/// A time that is longer than none.
-fn positive(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(Duration::ZERO) => Err("it has to be longer than nothing".to_owned()),
-        parsed => parsed.map_err(|error| error.to_string()),
-    }
+/// The framework looks at its clock every half a second: shorter ones would end connections that are in use.
+fn idle_timeout(text: &str) -> Result<Duration, String> {
+    duration_within(text, Duration::from_secs(1)..=DURATION_MAX)
 }

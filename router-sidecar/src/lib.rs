@@ -134,7 +134,7 @@ fn serve(
         .workers(args.threads.get())
         .max_connections(args.connections_max)
         .keep_alive(args.client_idle_timeout)
-        // By default a client that connects ahead of need would have 5 s.
+        // By default 5 s, too short for a client that connects ahead of need.
         .client_request_timeout(args.client_idle_timeout)
         .tcp_nodelay(true)
         .shutdown_timeout(args.drain_timeout.as_secs().max(1))
@@ -154,5 +154,5 @@ fn serve_probes(listener: TcpListener, probed: Probed) -> std::io::Result<Server
 }
 
 fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, RouterError> {
-    TcpListener::bind(address).map_err(|error| RouterError::Bind { flag, address, error })
+    transport::ports::listen(address).map_err(|error| RouterError::Bind { flag, address, error })
 }

@@ -31,7 +31,9 @@ fn a_mistake_in_a_flag_is_named() {
         (vec!["--seeds", "h:1", "--bind", "everywhere"], "--bind"),
         (vec!["--seeds", "h:1", "--threads", "0"], "--threads"),
         (vec!["--seeds", "h:1", "--request-timeout", "soon"], "--request-timeout"),
-        (vec!["--seeds", "h:1", "--client-idle-timeout", "0s"], "longer than nothing"),
+        (vec!["--seeds", "h:1", "--client-idle-timeout", "0s"], "between 1s and 1year"),
+        (vec!["--seeds", "h:1", "--map-period", "0s"], "--map-period"),
+        (vec!["--seeds", "h:1", "--request-timeout", "9223372036854775807s"], "--request-timeout"),
         (vec!["--seeds", "h:1", "--bind", &address], "cannot be listened on"),
     ] {
         let output = run(&flags);

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use sharding::budget::Budget;
 use sharding::id::{ClusterName, DatabaseName, NShards, RegionName};
 use toml::Spanned;
+use transport::flags::period;
 
 use super::{CacheConfig, ConfigError, DatabaseConfig, RegionConfig, Server};
 use crate::database::sqlite::Sqlite;
@@ -38,8 +39,6 @@ const TTL: Duration = Duration::from_secs(60);
 const MAX_STALE: Duration = Duration::from_secs(600);
 const ABSENT_TTL: Duration = Duration::from_secs(5);
 const MAX_BYTES: u64 = 256 * 1024 * 1024;
-/// A bound on all durations, so that no sum of times can overflow.
-const DURATION_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -93,10 +92,11 @@ pub(super) fn load(path: &Path) -> Result<CacheConfig, ConfigError> {
     })?;
     let source = Source { path, text: &text };
     let file: File = toml::from_str(&text).map_err(|error| {
-        // Most who write a number where it takes a text have forgotten its unit.
-        let is_number = error.message().starts_with("invalid type: integer") && error.message().ends_with("a string");
-        let remedy = if is_number { "; write it in quotes, a time with its unit: \"60s\"" } else { "" };
-        source.error(error.span(), &format!("{}{remedy}", error.message()))
+        let message = error.message();
+        let is_number = message.starts_with("invalid type: integer") || message.starts_with("invalid type: float");
+        let remedy = "; write it in quotes, with its unit if it has one";
+        let remedy = if is_number && message.ends_with("a string") { remedy } else { "" };
+        source.error(error.span(), &format!("{message}{remedy}"))
     })?;
     source.check(file)
 }
@@ -333,13 +333,8 @@ impl Source<'_> {
 
     fn duration(&self, text: Option<&Spanned<String>>, default: Duration) -> Result<Duration, ConfigError> {
         let Some(text) = text else { return Ok(default) };
-        let what =
-            "a duration is a number with a unit, as \"500ms\", \"60s\" or \"10m\", longer than 0 and at most a year";
-        let duration = humantime::parse_duration(text.get_ref()).map_err(|_| self.wrong(text, what))?;
-        if duration.is_zero() || duration > DURATION_MAX {
-            return Err(self.wrong(text, what));
-        }
-        Ok(duration)
+        let what = "a duration is a number with a unit, as \"500ms\", \"60s\" or \"10m\", from 1ms to a year";
+        period(text.get_ref()).map_err(|_| self.wrong(text, what))
     }
 
     fn bytes(&self, text: Option<&Spanned<String>>, default: u64) -> Result<u64, ConfigError> {

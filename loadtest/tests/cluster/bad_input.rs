@@ -80,7 +80,7 @@ fn a_client_that_asks_nothing_is_let_go_in_its_time_and_not_before() {
     let mut scene = Scene::new("");
     scene.options.router_args = vec!["--client-idle-timeout".to_owned(), format!("{time:?}")];
     let it = scene.start();
-    // How long the router keeps one that sends this and then nothing.
+    // About how long the router keeps one that sends this and then nothing: its clock moves every half a second.
     let kept = |said: &[u8]| {
         let mut stream = TcpStream::connect(it.cluster.http_address(0)).expect("connects");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");

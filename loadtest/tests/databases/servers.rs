@@ -382,6 +382,7 @@ impl Server {
         let marks = || self.noted.lock().expect("no panic under it").marks;
         let before = marks();
         let mut redis = self.redis().expect("connects");
+        redis.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         redis::cmd("ECHO").arg("caught up").exec(&mut redis).expect("answered");
         eventually("what Redis was asked is noted", || marks() > before);
     }
@@ -392,7 +393,7 @@ impl Server {
             Kind::Sqlite => logs.iter().flat_map(|log| traced(log)).collect(),
             Kind::Postgres => logged(&self.path("server.log")),
             Kind::Redis => {
-                // One that has ended was noted to the end.
+                // Of one that has ended nothing more comes.
                 if self.process.is_some() {
                     self.catch_up();
                 }

@@ -81,10 +81,9 @@ impl Problem {
     }
 
     pub(super) fn not_written_to(region: &RegionName) -> Self {
-        let problem = Self::method(READING_METHODS);
-        let detail =
-            format!("{}; region {region} may be written to when its configuration says writes = true", problem.detail);
-        Self { detail, ..problem }
+        let mut problem = Self::method(READING_METHODS);
+        problem.detail += &format!("; region {region} may be written to when its configuration says writes = true");
+        problem
     }
 
     pub(super) fn body_too_long(bytes_max: usize) -> Self {
