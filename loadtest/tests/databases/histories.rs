@@ -190,6 +190,21 @@ fn lock_file(it: &Scene, time: Duration) {
     other.execute_batch("COMMIT").expect("unlocks");
 }
 
+/// What each pod says of a key, and has said last.
+fn explained(it: &Scene, key: &str) -> String {
+    let of_pod = |pod: usize| {
+        let explained = it.get(pod, &format!("/-/explain/things/{key}")).text().expect("text");
+        let metrics = it.client.get(format!("{}/metrics", it.cluster.control(pod))).send().expect("an answer");
+        let metrics = metrics.text().expect("text");
+        let counted = metrics.lines().filter(|line| !line.starts_with('#') && !line.contains("_bucket"));
+        let log = std::fs::read_to_string(it.cluster.log(Role::Node, pod)).expect("a log");
+        let said: Vec<&str> = log.lines().rev().take(100).collect();
+        let counted: Vec<&str> = counted.collect();
+        format!("pod-{pod}: {explained}\n{}\n{}", counted.join("\n"), said.join("\n"))
+    };
+    (0..it.cluster.n_pods()).map(of_pod).collect::<Vec<_>>().join("\n")
+}
+
 /// One fault under load; gives what the checker has counted, and how long some shard was not served.
 fn run(it: &mut Scene, number: usize, fault: Fault, file: &Path) -> (Checked, Duration) {
     let recorder = Recorder::create(file).expect("a file");
@@ -215,15 +230,17 @@ fn run(it: &mut Scene, number: usize, fault: Fault, file: &Path) -> (Checked, Du
     let keys: Vec<String> = (0..KEYS).map(|key| format!("r{number}-{key}")).collect();
     let mut last = BTreeMap::new();
     for key in &keys {
-        eventually("all is quiet", || {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
             let answer = it.get(fastrand::usize(..3), &format!("/things/{key}"));
-            let status = answer.status().as_u16();
+            let (status, body) = (answer.status().as_u16(), answer.text().expect("text"));
             if [200, 404].contains(&status) {
-                let value = answer.text().expect("text");
-                last.insert(key.clone(), (status == 200).then_some(value));
+                last.insert(key.clone(), (status == 200).then_some(body));
+                break;
             }
-            [200, 404].contains(&status)
-        });
+            assert!(Instant::now() < deadline, "{said}: {key} is not quiet: {status} {body}\n{}", explained(it, key));
+            std::thread::sleep(PAUSE);
+        }
         assert_eq!(it.server.value(key), last[key], "{said}: memory is not what the database has");
     }
     let checked = check(&operations).unwrap_or_else(|failure| panic!("{said}: {}: {failure}", file.display()));
