@@ -207,7 +207,8 @@ impl Taking {
         if !is_sealed {
             incoming.seal_asked_at = None;
         }
-        if let Some(serve) = incoming.granted.take() {
+        // It stays until it is acted on: what is said of the fences meanwhile is kept for it.
+        if let Some(serve) = incoming.granted {
             lane.grant_again(serve);
         } else if is_sealed {
             lane.node.tell(Inbound::Taken(shard, incoming.since), || {});
