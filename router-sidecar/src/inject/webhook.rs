@@ -1,7 +1,7 @@
 //! The router put into pods as they are made: an admission webhook, for clusters without MutatingAdmissionPolicy
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/>).
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -76,7 +76,7 @@ pub(super) fn serve(args: &WebhookArgs) -> Result<(), TaskError> {
     let certificate = Arc::new(Certificate::read(args)?);
     let address = args.bind;
     let io = |error| TaskError::Io { place: format!("--bind {address}"), error };
-    let listener = TcpListener::bind(address).map_err(io)?;
+    let listener = transport::ports::listen(address).map_err(io)?;
     let served = Arc::clone(&certificate);
     let tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
