@@ -26,7 +26,7 @@ use crate::pass_through::PassThrough;
 use crate::region::Region;
 use crate::shard::entries::Entries;
 use crate::shard::{Ahead, Batch, Op, Resize, Shard, ShardActor, SharedShard, Stop, Sweep, Work, how};
-use crate::taking::{Beginning, Taking, Wish};
+use crate::taking::{Beginning, Deferred, Taking, Wish};
 
 /// Every shard is swept once in this time.
 const SWEEP_PERIOD: Duration = Duration::from_secs(30);
@@ -117,10 +117,10 @@ impl Lane {
         }
     }
 
-    /// A grant that has waited is acted on.
-    pub(crate) fn grant_again(&self, serve: Serve) {
+    /// The answer to the seal of this shard has come, or will not: its grant has waited for that.
+    pub(crate) fn grant_deferred(&self, shard: ShardId) {
         if let Some(lanes) = self.lanes.get() {
-            lanes[usize::from(self.number)].do_send(serve);
+            lanes[usize::from(self.number)].do_send(ServeDeferred { shard });
         }
     }
 
@@ -191,6 +191,13 @@ pub(crate) struct Serve {
     pub(crate) tenure: u64,
     /// The number that its fences are being raised to.
     pub(crate) n: u64,
+}
+
+/// Serve a shard whose grant has waited until now, unless it has been released.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+struct ServeDeferred {
+    shard: ShardId,
 }
 
 /// What has been asked of each shard of the lane, since it is served here.
@@ -283,6 +290,22 @@ impl ShardRegion {
         Self { lane: Rc::new(lane), serves: Vec::new(), next_swept: 0 }
     }
 
+    fn serve(&mut self, serve: Serve, ctx: &Context<Self>) {
+        let shard = serve.shard;
+        let Beginning { entries, parked } = self.lane.taking.take(&self.lane, serve);
+        // What was in memory of the owner before is in memory here: nothing was lost.
+        let after = if entries.is_some() { After::Nobody } else { serve.after };
+        self.start_shard(Serve { after, ..serve }, entries, ctx.address());
+        if !parked.is_empty() {
+            self.lane.dispatch(parked);
+        }
+        if self.serves.len() <= shard.index() {
+            self.serves.resize(shard.index() + 1, None);
+        }
+        self.serves[shard.index()] = Some(serve);
+        self.lane.node.serving.inc();
+    }
+
     /// With nothing in memory, but for what it is given.
     fn start_shard(&self, serve: Serve, warm: Option<Vec<Entries>>, me: Addr<Self>) {
         let (node, shard) = (Arc::clone(&self.lane.node), serve.shard);
@@ -338,20 +361,19 @@ impl Handler<Serve> for ShardRegion {
     type Result = ();
 
     fn handle(&mut self, serve: Serve, ctx: &mut Context<Self>) {
-        let shard = serve.shard;
-        let Some(Beginning { entries, parked, said }) = self.lane.taking.take(&self.lane, serve) else { return };
-        // What was in memory of the owner before is in memory here: nothing was lost.
-        let after = if entries.is_some() { After::Nobody } else { serve.after };
-        self.start_shard(Serve { after, ..serve }, entries, ctx.address());
+        if !self.lane.taking.defer(serve) {
+            self.serve(serve, ctx);
+        }
+    }
+}
+
+impl Handler<ServeDeferred> for ShardRegion {
+    type Result = ();
+
+    fn handle(&mut self, ServeDeferred { shard }: ServeDeferred, ctx: &mut Context<Self>) {
+        let Some(Deferred { serve, said }) = self.lane.taking.take_deferred(shard) else { return };
+        self.serve(serve, ctx);
         said.into_iter().for_each(|says| ctx.address().do_send(says));
-        if !parked.is_empty() {
-            self.lane.dispatch(parked);
-        }
-        if self.serves.len() <= shard.index() {
-            self.serves.resize(shard.index() + 1, None);
-        }
-        self.serves[shard.index()] = Some(serve);
-        self.lane.node.serving.inc();
     }
 }
 
@@ -373,7 +395,7 @@ impl Handler<Notice> for ShardRegion {
         if let Some(Some(served)) = self.lane.shards.borrow().get(notice.shard.index()) {
             served.actor.do_send(notice);
         } else {
-            self.lane.taking.handle_notice(notice.shard, &(notice.region, notice.key));
+            self.lane.taking.handle_notice(&self.lane, notice.shard, &(notice.region, notice.key));
         }
     }
 }

@@ -35,7 +35,7 @@ const SEAL_TRIES_MAX: usize = 100;
 /// Longest time for a sealed shard to be granted.
 const SEALED_FOR: Duration = Duration::from_secs(10);
 /// Most keys that were said to have changed while a shard was taken over; one more, and it is not.
-const NOTICED_MAX: usize = 10_000;
+pub(crate) const NOTICED_MAX: usize = 10_000;
 /// Most requests that wait for a shard to be granted.
 const PARKED_MAX: usize = 4096;
 /// Longest time for that.
@@ -62,12 +62,25 @@ struct Incoming {
     seal_asked_at: Option<Instant>,
     /// It has sealed it, and said all.
     is_sealed: bool,
-    /// The grant may overtake the answer to the seal: then it waits here for that, with what is said of its fences.
-    granted: Option<Serve>,
-    said: Vec<FenceSays>,
     parked: Vec<Work>,
     page: MovePage,
     began: Instant,
+}
+
+impl Incoming {
+    /// Whether this is a grant of just that tenure which it was taken over from.
+    fn is_of(&self, serve: Serve) -> bool {
+        serve.after == After::Sealed(self.since)
+    }
+}
+
+/// A grant that has overtaken the answer to the seal of its shard. It waits for that whatever becomes of what was taken
+/// over, until the shard is released.
+#[derive(Debug)]
+pub(crate) struct Deferred {
+    pub(crate) serve: Serve,
+    /// What was said of the shard's fences meanwhile.
+    pub(crate) said: Vec<FenceSays>,
 }
 
 /// What a shard begins with.
@@ -77,8 +90,6 @@ pub(crate) struct Beginning {
     pub(crate) entries: Option<Vec<Entries>>,
     /// Requests that came before it was granted.
     pub(crate) parked: Vec<Work>,
-    /// What was said of its fences.
-    pub(crate) said: Vec<FenceSays>,
 }
 
 /// The shards that a lane takes over. All of it lives on the lane's thread.
@@ -86,6 +97,7 @@ pub(crate) struct Beginning {
 pub(crate) struct Taking {
     wished: RefCell<BTreeMap<ShardId, Wish>>,
     incoming: RefCell<HashMap<ShardId, Incoming>>,
+    deferred: RefCell<HashMap<ShardId, Deferred>>,
     is_running: Cell<bool>,
 }
 
@@ -110,13 +122,14 @@ impl Taking {
     }
 
     /// The database says that a key has changed: nothing that was or will be taken over of it is true.
-    pub(crate) fn handle_notice(&self, shard: ShardId, key: &FlightKey) {
+    pub(crate) fn handle_notice(&self, lane: &Lane, shard: ShardId, key: &FlightKey) {
         let mut all = self.incoming.borrow_mut();
         let Some(incoming) = all.get_mut(&shard) else { return };
         incoming.entries[key.0].remove(&key.1);
         incoming.noticed.insert(key.clone());
         if incoming.noticed.len() > NOTICED_MAX {
-            all.remove(&shard);
+            drop(all);
+            self.forget(lane, shard);
         }
     }
 
@@ -144,32 +157,39 @@ impl Taking {
         parked.into_iter().flatten().for_each(|work| lane.node.misdirect(work));
     }
 
-    /// A shard is granted: what it begins with. `None`: that is known soon, and then it is granted again.
-    pub(crate) fn take(&self, lane: &Lane, serve: Serve) -> Option<Beginning> {
+    /// Has a grant wait for the answer to the seal of its shard, if that is still to come; whether it waits.
+    pub(crate) fn defer(&self, serve: Serve) -> bool {
+        let all = self.incoming.borrow();
+        let is_awaited = all
+            .get(&serve.shard)
+            .is_some_and(|incoming| incoming.is_of(serve) && incoming.seal_asked_at.is_some() && !incoming.is_sealed);
+        if is_awaited {
+            self.deferred.borrow_mut().insert(serve.shard, Deferred { serve, said: Vec::new() });
+        }
+        is_awaited
+    }
+
+    /// The grant of this shard that has waited, if it was not released meanwhile.
+    pub(crate) fn take_deferred(&self, shard: ShardId) -> Option<Deferred> {
+        self.deferred.borrow_mut().remove(&shard)
+    }
+
+    /// A shard is granted: what it begins with.
+    pub(crate) fn take(&self, lane: &Lane, serve: Serve) -> Beginning {
         let shard = serve.shard;
         self.wished.borrow_mut().remove(&shard);
-        let mut all = self.incoming.borrow_mut();
         let metrics = &lane.node.metrics.handoff;
-        let is_of = |incoming: &Incoming| serve.after == After::Sealed(incoming.since);
-        if let Some(incoming) = all.get_mut(&shard)
-            && is_of(incoming)
-            && !incoming.is_sealed
-            && incoming.seal_asked_at.is_some()
-        {
-            incoming.granted = Some(serve);
-            return None;
-        }
-        let Some(incoming) = all.remove(&shard) else {
+        let Some(incoming) = self.incoming.borrow_mut().remove(&shard) else {
             if matches!(serve.after, After::Sealed(_)) {
                 metrics.cold.inc();
             }
-            return Some(Beginning::default());
+            return Beginning::default();
         };
-        let is_warm = is_of(&incoming) && incoming.is_sealed;
-        let Incoming { entries, seal_asked_at, parked, said, mut page, began, .. } = incoming;
+        let is_warm = incoming.is_of(serve) && incoming.is_sealed;
+        let Incoming { entries, seal_asked_at, parked, mut page, began, .. } = incoming;
         if !is_warm {
             metrics.cold.inc();
-            return Some(Beginning { entries: None, parked, said });
+            return Beginning { entries: None, parked };
         }
         let pause = seal_asked_at.map_or(Duration::ZERO, |at| at.elapsed());
         metrics.warm.inc();
@@ -178,15 +198,14 @@ impl Taking {
         page.duration_ms = millis(began.elapsed());
         page.pause_us = u64::try_from(pause.as_micros()).unwrap_or(u64::MAX);
         lane.node.note_move(page);
-        Some(Beginning { entries: Some(entries), parked, said })
+        Beginning { entries: Some(entries), parked }
     }
 
-    /// Keeps what is said of the fence of a shard that waits for the answer to its seal; gives back any other.
+    /// Keeps what is said of the fence of a shard whose grant waits; gives back any other.
     pub(crate) fn keep(&self, says: FenceSays) -> Option<FenceSays> {
-        let mut all = self.incoming.borrow_mut();
-        match all.get_mut(&says.shard) {
-            Some(incoming) if incoming.granted.is_some_and(|serve| serve.tenure == says.tenure) => {
-                incoming.said.push(says);
+        match self.deferred.borrow_mut().get_mut(&says.shard) {
+            Some(deferred) if deferred.serve.tenure == says.tenure => {
+                deferred.said.push(says);
                 None
             }
             _ => Some(says),
@@ -195,23 +214,58 @@ impl Taking {
 
     /// A shard is not granted any more.
     pub(crate) fn handle_release(&self, lane: &Lane, shard: ShardId) {
+        self.deferred.borrow_mut().remove(&shard);
+        self.forget(lane, shard);
+    }
+
+    /// What was taken over of a shard is of no use.
+    fn forget(&self, lane: &Lane, shard: ShardId) {
         let dropped = self.incoming.borrow_mut().remove(&shard);
         dropped.into_iter().flat_map(|incoming| incoming.parked).for_each(|work| lane.node.misdirect(work));
     }
 
-    /// The seal was answered, or will not be.
-    fn handle_sealed(&self, lane: &Lane, shard: ShardId, is_sealed: bool) {
+    /// Room for what is to be pulled. False: more has changed meanwhile than is remembered.
+    pub(crate) fn begin(&self, lane: &Lane, wish: &Wish) -> bool {
+        let Transfer { shard, since, ref peer } = wish.transfer;
+        let page = MovePage { shard, from: peer.clone(), entries: 0, bytes: 0, duration_ms: 0, pause_us: 0 };
+        // The other one may hear later of what was heard here before.
+        let Some(noticed) = lane.node.heard().of_shard(shard, Instant::now()) else { return false };
+        let incoming = Incoming {
+            since,
+            number: 0,
+            entries: lane.empty_entries(),
+            noticed,
+            seal_asked_at: None,
+            is_sealed: false,
+            parked: Vec::new(),
+            page,
+            began: Instant::now(),
+        };
+        self.incoming.borrow_mut().insert(shard, incoming);
+        true
+    }
+
+    /// The other one is asked to seal the shard now: the number of the pull that it goes with. `None`: it is not to be taken
+    /// over any more.
+    pub(crate) fn begin_seal(&self, shard: ShardId, now: Instant) -> Option<u32> {
         let mut all = self.incoming.borrow_mut();
-        let Some(incoming) = all.get_mut(&shard) else { return };
-        incoming.is_sealed = is_sealed;
-        if !is_sealed {
-            incoming.seal_asked_at = None;
+        let incoming = all.get_mut(&shard)?;
+        incoming.seal_asked_at = Some(now);
+        Some(incoming.number)
+    }
+
+    /// The seal was answered, or will not be.
+    pub(crate) fn handle_sealed(&self, lane: &Lane, wish: &Wish, is_sealed: bool) {
+        let Transfer { shard, since, .. } = wish.transfer;
+        if let Some(incoming) = self.incoming.borrow_mut().get_mut(&shard) {
+            incoming.is_sealed = is_sealed;
         }
-        // It stays until it is acted on: what is said of the fences meanwhile is kept for it.
-        if let Some(serve) = incoming.granted {
-            lane.grant_again(serve);
+        if self.deferred.borrow().contains_key(&shard) {
+            lane.grant_deferred(shard);
         } else if is_sealed {
-            lane.node.tell(Inbound::Taken(shard, incoming.since), || {});
+            lane.node.tell(Inbound::Taken(shard, since), || {});
+        } else {
+            self.give_up(lane, wish);
         }
     }
 
@@ -250,8 +304,8 @@ impl Taking {
     fn give_up(&self, lane: &Lane, wish: &Wish) {
         let shard = wish.transfer.shard;
         log::info!(shard = shard.0, from:% = wish.transfer.peer; "a shard could not be taken over");
-        self.wished.borrow_mut().remove(&shard);
-        self.handle_release(lane, shard);
+        self.wished.borrow_mut().retain(|_, wished| wished != wish);
+        self.forget(lane, shard);
     }
 
     /// Puts a chunk in; whether the rest is worth pulling. `None`: it is not to be taken over any more.
@@ -310,23 +364,9 @@ async fn ask(lane: &Lane, wish: &Wish, body: RequestBody) -> Option<Result<Chunk
 /// Pulls all that there is room for. Whether it worked.
 async fn pull(lane: &Rc<Lane>, wish: &Wish) -> bool {
     let Transfer { shard, since, .. } = wish.transfer;
-    let page = MovePage { shard, from: wish.transfer.peer.clone(), entries: 0, bytes: 0, duration_ms: 0, pause_us: 0 };
-    // The other one may hear later of what was heard here before.
-    let Some(noticed) = lane.node.heard().of_shard(shard, Instant::now()) else { return false };
-    let incoming = Incoming {
-        since,
-        number: 0,
-        entries: lane.empty_entries(),
-        noticed,
-        seal_asked_at: None,
-        is_sealed: false,
-        granted: None,
-        said: Vec::new(),
-        parked: Vec::new(),
-        page,
-        began: Instant::now(),
-    };
-    lane.taking.incoming.borrow_mut().insert(shard, incoming);
+    if !lane.taking.begin(lane, wish) {
+        return false;
+    }
     let (mut cursor, mut number) = (0, 0);
     loop {
         let asked_at = Instant::now();
@@ -357,23 +397,16 @@ async fn seal(lane: &Rc<Lane>, wish: &Wish) {
     let Transfer { shard, since, .. } = wish.transfer;
     for _ in 0..SEAL_TRIES_MAX {
         let asked_at = Instant::now();
-        let number = match lane.taking.incoming.borrow_mut().get_mut(&shard) {
-            None => break,
-            Some(incoming) => {
-                incoming.seal_asked_at = Some(asked_at);
-                incoming.number
-            }
-        };
+        let Some(number) = lane.taking.begin_seal(shard, asked_at) else { break };
         match ask(lane, wish, RequestBody::Seal(Pull { shard, since, cursor: 0, number })).await {
             Some(Ok(chunk)) => {
                 let is_whole = lane.taking.put_in(lane, wish, chunk, asked_at).is_some();
-                lane.taking.handle_sealed(lane, shard, is_whole);
+                lane.taking.handle_sealed(lane, wish, is_whole);
                 return;
             }
             Some(Err(pause)) => sleep(pause.max(TOO_EARLY)).await,
             None => break,
         }
     }
-    lane.taking.handle_sealed(lane, shard, false);
-    lane.taking.give_up(lane, wish);
+    lane.taking.handle_sealed(lane, wish, false);
 }

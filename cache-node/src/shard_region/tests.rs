@@ -6,7 +6,9 @@ use bytes::{Bytes, BytesMut};
 use clap::Parser;
 use sharding::epoch::Term;
 use sharding::hash::shard_of;
+use sharding::id::NodeId;
 use sharding::map::ShardMap;
+use sharding::membership::Transfer;
 use sharding::times::{Lease, Times};
 use sharding::wire::{Answer, AnswerBody, AskRef, Failure, FailureCode, Served};
 
@@ -46,6 +48,48 @@ impl Handler<CountAllocations> for ShardRegion {
 
     fn handle(&mut self, CountAllocations(frames): CountAllocations, _: &mut Context<Self>) -> Self::Result {
         actix::MessageResult(data::tests::allocations(&frames, &self.lane))
+    }
+}
+
+/// What happens in one turn of the lane while another node seals a shard for it and the grant is here already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meanwhile {
+    Sealed,
+    NotSealed,
+    /// More keys of it have changed than are remembered.
+    Overflowed,
+    Released,
+}
+
+/// Has a lane take over a shard until it waits for the seal, and be granted it; then it hears of the shard's fence before
+/// it can act on the answer to the seal.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+struct Overtake {
+    serve: Serve,
+    meanwhile: Meanwhile,
+}
+
+impl Handler<Overtake> for ShardRegion {
+    type Result = ();
+
+    fn handle(&mut self, Overtake { serve, meanwhile }: Overtake, ctx: &mut Context<Self>) {
+        let (lane, Serve { shard, since, tenure, n, .. }) = (Rc::clone(&self.lane), serve);
+        let transfer = Transfer { shard, since, peer: NodeId::parse("b").expect("a name") };
+        let wish = Wish { transfer, address: "127.0.0.1:1".to_owned() };
+        assert!(lane.taking.begin(&lane, &wish));
+        lane.taking.begin_seal(shard, Instant::now()).expect("it is being taken over");
+        <Self as Handler<Serve>>::handle(self, serve, ctx);
+        ctx.address().do_send(FenceSays { shard, tenure, fence: 0, result: Ok(n) });
+        if meanwhile == Meanwhile::Overflowed {
+            for n in 0..=crate::taking::NOTICED_MAX {
+                lane.taking.handle_notice(&lane, shard, &(0, Bytes::from(n.to_string())));
+            }
+        }
+        if meanwhile == Meanwhile::Released {
+            ctx.address().do_send(Release { shard });
+        }
+        lane.taking.handle_sealed(&lane, &wish, matches!(meanwhile, Meanwhile::Sealed | Meanwhile::Released));
     }
 }
 
@@ -226,6 +270,30 @@ async fn a_shard_that_is_not_ours_is_misdirected() {
     scene.lane_of("1").do_send(Release { shard: scene.shard("1") });
     assert!(matches!(scene.get("1").await, AnswerBody::Misdirected { .. }));
     assert_eq!(scene.node.regions[0].metrics.misdirected.get(), 1);
+}
+
+#[actix_rt::test]
+async fn a_grant_that_overtakes_the_answer_to_its_seal_waits_for_it_and_learns_its_fence() {
+    for meanwhile in [Meanwhile::Sealed, Meanwhile::NotSealed, Meanwhile::Overflowed, Meanwhile::Released] {
+        let scene = Scene::new(LOAD);
+        scene.get("1").await;
+        let (shard, n) = (scene.shard("1"), scene.node.next_fence_number());
+        scene.lane_of("1").do_send(Release { shard });
+        scene.node.set_tenure(shard, 2);
+        let since = Epoch { term: Term { counter: 1, seed: 0 }, seq: 2 };
+        let serve = Serve { shard, since, after: After::Sealed(since), tenure: 2, n };
+        scene.lane_of("1").send(Overtake { serve, meanwhile }).await.expect("the lane lives");
+        let first = scene.get("1").await;
+        let handoff = &scene.node.metrics.handoff;
+        if meanwhile == Meanwhile::Released {
+            assert!(matches!(first, AnswerBody::Misdirected { .. }), "{first:?}");
+            continue;
+        }
+        assert_eq!(served(&first), Served::Miss, "{meanwhile:?}");
+        assert_eq!(served(&scene.get("1").await), Served::Hit);
+        let is_warm = meanwhile == Meanwhile::Sealed;
+        assert_eq!((handoff.warm.get(), handoff.cold.get()), (is_warm.into(), (!is_warm).into()), "{meanwhile:?}");
+    }
 }
 
 #[actix_rt::test]
