@@ -222,20 +222,34 @@ impl Upstream {
         let link = self.link(address);
         let lane = shard.map_or(0, |shard| shard.lane(link.n_lanes.get()));
         let connection = self.connection(&link, lane, deadline).await?;
+        Self::ask_on(&link, &connection, body, deadline).await
+    }
+
+    async fn ask_on(
+        link: &Link,
+        connection: &Rc<Connection>,
+        body: RequestBody,
+        deadline: Instant,
+    ) -> Result<AnswerBody, UpstreamError> {
         let was_asked = connection.is_open();
         let asked = connection.ask(None, |id, out| Request { id, body }.encode(out));
-        Self::await_answer(&link, asked, was_asked, deadline).await
+        Self::await_answer(link, asked, was_asked, deadline).await
+    }
+
+    /// The open connection to a lane, however many wait there.
+    async fn reach(&self, link: &Rc<Link>, lane: u16, deadline: Instant) -> Opened {
+        match self.open(link, lane) {
+            Ok(connection) => Ok(connection),
+            Err(opening) => {
+                let opened = timeout_at(deadline, opening).await.map_err(|_| link.passed(false))?;
+                opened.unwrap_or(Err(link.lost(false)))
+            }
+        }
     }
 
     /// The open connection to a lane, which takes one more request.
     async fn connection(&self, link: &Rc<Link>, lane: u16, deadline: Instant) -> Opened {
-        let connection = match self.open(link, lane) {
-            Ok(connection) => connection,
-            Err(opening) => {
-                let opened = timeout_at(deadline, opening).await.map_err(|_| link.passed(false))?;
-                opened.unwrap_or(Err(link.lost(false)))?
-            }
-        };
+        let connection = self.reach(link, lane, deadline).await?;
         if connection.in_flight() >= self.in_flight_max {
             let in_flight_max = self.in_flight_max;
             return Err(UpstreamError::Overloaded { address: Arc::clone(&link.address), in_flight_max });
@@ -344,7 +358,7 @@ impl Upstream {
             }
         };
         if !is_watched {
-            spawn_local(Rc::clone(self).watch(Rc::clone(link), shard, lane, patience));
+            spawn_local(Rc::clone(self).watch(Rc::clone(link), lane, patience));
         }
         // The watch ends when nobody waits; if it panics, what it was to find out is true enough.
         let _ = silent.await;
@@ -366,10 +380,14 @@ impl Upstream {
     }
 
     /// Asks a lane again and again, while anybody waits for its silence or its end.
-    async fn watch(self: Rc<Self>, link: Rc<Link>, shard: ShardId, lane: u16, patience: Duration) {
+    async fn watch(self: Rc<Self>, link: Rc<Link>, lane: u16, patience: Duration) {
         loop {
             let deadline = Instant::now() + patience;
-            let answer = self.ask(&link.address, Some(shard), RequestBody::Describe, deadline).await;
+            // Past the bound of unanswered requests: a lane that has much to do is not silent.
+            let answer = match self.reach(&link, lane, deadline).await {
+                Ok(connection) => Self::ask_on(&link, &connection, RequestBody::Describe, deadline).await,
+                Err(error) => Err(error),
+            };
             let is_needed =
                 link.watches.borrow_mut().get_mut(&lane).is_some_and(|watch| watch.take(&link.address, answer));
             if !is_needed {
@@ -429,5 +447,61 @@ impl Upstream {
             // One that has left is not missed.
             let _ = waiter.send(result.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sharding::wire::{ANSWER_FRAME_BYTES_MAX, Answer, FrameReader, ToNode, Welcome};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(50);
+
+    /// A node that answers what needs no database, and nothing else. Counts those answers.
+    async fn busy_node(listener: TcpListener, n_described: Rc<Cell<u32>>) {
+        let (mut stream, _) = listener.accept().await.expect("the connection");
+        let mut out = BytesMut::new();
+        Welcome { n_lanes: 1, node: sharding::id::NodeId::parse("pod-0").expect("a name") }.encode(&mut out);
+        let mut reader = FrameReader::new(ANSWER_FRAME_BYTES_MAX);
+        loop {
+            stream.write_all(&std::mem::take(&mut out)).await.expect("it listens");
+            stream.read_buf(reader.space()).await.expect("it asks");
+            while let Some(frame) = reader.next_frame().expect("frames") {
+                if let ToNode::Request(Request { id, body: RequestBody::Describe }) =
+                    ToNode::decode(frame).expect("one")
+                {
+                    n_described.set(n_described.get() + 1);
+                    Answer { id, body: AnswerBody::Page(bytes::Bytes::new()) }.encode(&mut out);
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lane_with_as_much_to_do_as_it_takes_is_not_silent() {
+        let asked = async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let address = listener.local_addr().expect("bound").to_string();
+            let n_described = Rc::new(Cell::new(0));
+            spawn_local(busy_node(listener, Rc::clone(&n_described)));
+            let upstream = Rc::new(Upstream::new(Names::of_system(), 1, Gauge::default()));
+            let deadline = Instant::now() + Duration::from_secs(60);
+            let ask = || {
+                let (upstream, address) = (Rc::clone(&upstream), address.clone());
+                async move { upstream.ask_patiently(&address, ShardId(0), RequestBody::GetMap, deadline, PATIENCE).await }
+            };
+            let waiting = spawn_local(ask());
+            // The second look knows of the first one's answer.
+            while n_described.get() < 2 && !waiting.is_finished() {
+                sleep(PATIENCE / 10).await;
+            }
+            (waiting.is_finished(), ask().await)
+        };
+        let (is_finished, second) = LocalSet::new().run_until(asked).await;
+        assert!(!is_finished && matches!(second, Err(UpstreamError::Overloaded { .. })), "{second:?}");
     }
 }

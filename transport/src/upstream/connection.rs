@@ -57,10 +57,12 @@ pub enum ConnectError {
 
 /// Those who wait are looked at so often.
 const LOOK_PERIOD: Duration = Duration::from_millis(25);
+/// They are counted through, and after the last number comes the first: a look that is farther ahead than so many has passed.
+const LOOKS_MAX: u32 = u32::MAX / 2;
 
 /// Who waits for an answer.
 struct Waiting {
-    /// The look at which it is told, once, that it has waited for long.
+    /// The look from which on it is told, once, that it has waited for long.
     late_at: Option<u32>,
     state: State,
 }
@@ -112,7 +114,9 @@ impl Future for Asked {
         match &mut waiting.state {
             State::Answered(_) => {}
             State::Waiting(waker) => {
-                if waiting.late_at.take_if(|at| *at == connection.looks.get()).is_some() {
+                // Nobody may have polled it at that very look.
+                let has_passed = |at: &mut u32| connection.looks.get().wrapping_sub(*at) <= LOOKS_MAX;
+                if waiting.late_at.take_if(has_passed).is_some() {
                     return Poll::Ready(Came::Late);
                 }
                 match waker {
@@ -318,7 +322,8 @@ impl Connection {
 /// So many looks are at least that long.
 fn n_looks(patience: Duration) -> u32 {
     // The first comes at once, in the worst case.
-    u32::try_from(patience.as_millis().div_ceil(LOOK_PERIOD.as_millis())).unwrap_or(u32::MAX).saturating_add(1)
+    let n_looks = patience.as_millis().div_ceil(LOOK_PERIOD.as_millis()) + 1;
+    u32::try_from(n_looks).unwrap_or(u32::MAX).min(LOOKS_MAX)
 }
 
 impl State {
@@ -383,6 +388,21 @@ mod tests {
             yield_now().await;
         }
         most
+    }
+
+    #[tokio::test]
+    async fn who_was_not_looking_at_its_time_learns_all_the_same_that_it_is_late() {
+        let came = async {
+            let (connection, _) = connect().await;
+            let mut asked = connection.ask(Some(LOOK_PERIOD), |_, out| out.resize(1, 0));
+            while connection.looks.get() <= n_looks(LOOK_PERIOD) {
+                sleep(LOOK_PERIOD).await;
+            }
+            let late = timeout(CONNECT_TIMEOUT, &mut asked).await;
+            (late, timeout(CONNECT_TIMEOUT, asked).await)
+        };
+        let came = LocalSet::new().run_until(came).await;
+        assert!(matches!(came, (Ok(Came::Late), Err(_))), "once: {came:?}");
     }
 
     #[tokio::test]
