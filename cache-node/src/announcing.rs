@@ -35,7 +35,7 @@ const HEARD_FOR: Duration = Duration::from_secs(10);
 /// Most such notices.
 const HEARD_MAX: usize = 10_000;
 
-/// Notices of keys whose shards this node neither serves nor takes over.
+/// Notices of keys whose shards this node does not serve.
 #[derive(Debug, Default)]
 pub(crate) struct Heard {
     notices: VecDeque<(Instant, ShardId, FlightKey)>,
@@ -124,7 +124,7 @@ impl Announcing {
             Announcement::Region(region) => distrust(&self.regions[region]),
             Announcement::Key(region, key) => {
                 self.metrics.notices.inc();
-                self.pass_on(node, lanes, self.regions[region].0, key);
+                pass_on(node, lanes, self.regions[region].0, key);
             }
             Announcement::Other(name) => {
                 if !self.has_met_others.replace(true) {
@@ -134,19 +134,23 @@ impl Announcing {
             }
         }
     }
+}
 
-    fn pass_on(&self, node: &Node, lanes: &[Addr<ShardRegion>], region: usize, key: Bytes) {
-        let shard = shard_of(&node.regions[region].name, &key, node.n_shards);
-        if !node.serves(shard) && !node.is_taking(shard) {
-            node.heard().take(Instant::now(), shard, (region, key));
+/// Tells the lane of a key that it has changed.
+pub(crate) fn pass_on(node: &Node, lanes: &[Addr<ShardRegion>], region: usize, key: Bytes) {
+    let shard = shard_of(&node.regions[region].name, &key, node.n_shards);
+    if !node.serves(shard) {
+        // Also of a shard that is on its way here: its turn to be pulled may come later.
+        node.heard().take(Instant::now(), shard, (region, key.clone()));
+        if !node.is_taking(shard) {
             return;
         }
-        let Ok(permit) = Arc::clone(&node.notices).try_acquire_owned() else {
-            node.regions[region].trust.begin(Instant::now());
-            return;
-        };
-        lanes[usize::from(shard.lane(node.n_lanes))].do_send(Notice { shard, region, key, permit });
     }
+    let Ok(permit) = Arc::clone(&node.notices).try_acquire_owned() else {
+        node.regions[region].trust.begin(Instant::now());
+        return;
+    };
+    lanes[usize::from(shard.lane(node.n_lanes))].do_send(Notice { shard, region, key, permit });
 }
 
 #[cfg(test)]

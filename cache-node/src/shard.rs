@@ -138,6 +138,8 @@ pub(crate) struct Overdue {
     id: FlightId,
 }
 
+/// A larger value is not copied to those that leave with it: it goes by the actor, as a handle.
+const HIT_BYTES_MAX: usize = 256 * 1024;
 /// Time to answer those who have waited for a write or a fence for too long.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
@@ -227,14 +229,15 @@ impl Shard {
         self.node.owns(self.serve.shard, self.serve.tenure)
     }
 
-    /// What a fresh entry answers; `None`: ask the actor. Requires: the node's lease holds, and did when `now` was taken.
+    /// What a fresh entry with a value answers; `None`: ask the actor. Requires: the node's lease holds, and did when `now` was taken.
     pub(crate) fn hit(&mut self, region: usize, key: &[u8], now: Instant) -> Option<Entry<Value<'_>>> {
         if !self.node.is_of(self.serve.shard, self.serve.tenure) || self.is_sealed() || !self.keys.is_quiet() {
             return None;
         }
         let trust = &self.node.regions[region].trust;
         let entry = self.entries[region].get(key, now)?;
-        if entry.lifetime.age(now) != Age::Fresh || !trust.holds(entry.lifetime.trusted_at()) {
+        let is_short = entry.content.as_ref().is_some_and(|(value, _)| value.len() <= HIT_BYTES_MAX);
+        if !is_short || entry.lifetime.age(now) != Age::Fresh || !trust.holds(entry.lifetime.trusted_at()) {
             return None;
         }
         self.n_requests += 1;

@@ -30,8 +30,6 @@ use crate::taking::{Beginning, Deferred, Taking, Wish};
 
 /// Every shard is swept once in this time.
 const SWEEP_PERIOD: Duration = Duration::from_secs(30);
-/// A larger value is not copied to those that leave with it: it goes by the actor, as a handle.
-const HIT_BYTES_MAX: usize = 256 * 1024;
 /// Pause between two parts of a sweep.
 const SWEEP_PAUSE: Duration = Duration::from_millis(250);
 
@@ -96,9 +94,6 @@ impl Lane {
         let Some(shard) = &mut *shard else { return false };
         let Some(entry) = shard.hit(region, ask.key, now) else { return false };
         let Some((value, etag)) = &entry.content else { return false };
-        if value.len() > HIT_BYTES_MAX {
-            return false;
-        }
         let lifetime = entry.lifetime;
         Answer::encode_value(get.id, &how(&lifetime, wire::Served::Hit, true, now), *etag, value, out);
         self.hits.borrow_mut()[region] += 1;
@@ -315,6 +310,8 @@ impl ShardRegion {
         if shards.len() <= shard.index() {
             shards.resize_with(shard.index() + 1, || None);
         }
+        // What was taken over has the bound of when that began.
+        actor.do_send(Resize { n_owned: self.lane.n_owned.get() });
         shards[shard.index()] = Some(Served { actor, shard: served });
     }
 
@@ -373,7 +370,7 @@ impl Handler<ServeDeferred> for ShardRegion {
     fn handle(&mut self, ServeDeferred { shard }: ServeDeferred, ctx: &mut Context<Self>) {
         let Some(Deferred { serve, said }) = self.lane.taking.take_deferred(shard) else { return };
         self.serve(serve, ctx);
-        said.into_iter().for_each(|says| ctx.address().do_send(says));
+        said.into_iter().for_each(|says| self.handle(says, ctx));
     }
 }
 

@@ -106,9 +106,11 @@ impl Taking {
     pub(crate) fn handle_wishes(&self, lane: &Rc<Lane>, wishes: Vec<Wish>) {
         let wished: BTreeMap<ShardId, Wish> = wishes.into_iter().map(|wish| (wish.transfer.shard, wish)).collect();
         let is_wished = |shard: &ShardId, incoming: &Incoming| {
-            // One that is sealed is granted with the same breath.
-            incoming.seal_asked_at.is_some_and(|at| at.elapsed() < SEALED_FOR)
-                || wished.get(shard).is_some_and(|wish| wish.transfer.since == incoming.since)
+            match wished.get(shard) {
+                Some(wish) => wish.transfer.since == incoming.since,
+                // One that is sealed is granted with the same breath.
+                None => incoming.seal_asked_at.is_some_and(|at| at.elapsed() < SEALED_FOR),
+            }
         };
         let mut all = self.incoming.borrow_mut();
         for (_, dropped) in all.extract_if(|shard, incoming| !is_wished(shard, incoming)) {
@@ -269,6 +271,19 @@ impl Taking {
         }
     }
 
+    /// A shard that was sealed for this node long ago was granted to another one.
+    fn handle_not_granted(&self, lane: &Lane, wish: &Wish) {
+        let is_of = |incoming: &Incoming| incoming.since == wish.transfer.since && incoming.is_sealed;
+        if self.incoming.borrow().get(&wish.transfer.shard).is_some_and(is_of) {
+            self.give_up(lane, wish);
+        }
+    }
+
+    /// Whether it was not withdrawn meanwhile.
+    fn wants(&self, wish: &Wish) -> bool {
+        self.wished.borrow().get(&wish.transfer.shard) == Some(wish)
+    }
+
     fn next(&self, n: usize) -> Vec<Wish> {
         let incoming = self.incoming.borrow();
         let is_new = |wish: &&Wish| !incoming.contains_key(&wish.transfer.shard);
@@ -289,6 +304,9 @@ async fn run(lane: Rc<Lane>) {
         }
         let mut pulled = Vec::new();
         for wish in wishes {
+            if !lane.taking.wants(&wish) {
+                continue;
+            }
             if pull(&lane, &wish).await {
                 pulled.push(wish);
             } else {
@@ -396,12 +414,20 @@ async fn pull(lane: &Rc<Lane>, wish: &Wish) -> bool {
 async fn seal(lane: &Rc<Lane>, wish: &Wish) {
     let Transfer { shard, since, .. } = wish.transfer;
     for _ in 0..SEAL_TRIES_MAX {
+        if !lane.taking.wants(wish) {
+            break;
+        }
         let asked_at = Instant::now();
         let Some(number) = lane.taking.begin_seal(shard, asked_at) else { break };
         match ask(lane, wish, RequestBody::Seal(Pull { shard, since, cursor: 0, number })).await {
             Some(Ok(chunk)) => {
                 let is_whole = lane.taking.put_in(lane, wish, chunk, asked_at).is_some();
                 lane.taking.handle_sealed(lane, wish, is_whole);
+                let (lane, wish) = (Rc::clone(lane), wish.clone());
+                actix_rt::spawn(async move {
+                    sleep(SEALED_FOR).await;
+                    lane.taking.handle_not_granted(&lane, &wish);
+                });
                 return;
             }
             Some(Err(pause)) => sleep(pause.max(TOO_EARLY)).await,

@@ -8,17 +8,21 @@ use actix::Context;
 use bytes::Bytes;
 use sharding::epoch::Epoch;
 use sharding::flight::FlightKey;
-use sharding::wire::{AnswerBody, CHUNK_ENTRIES_MAX, Chunk, FailureCode, Handed};
+use sharding::wire::{ANSWER_FRAME_BYTES_MAX, AnswerBody, CHUNK_ENTRIES_MAX, Chunk, FailureCode, Handed};
 
 use super::freshness::Age;
 use super::{Shard, Work};
 use crate::membership::Inbound;
 use crate::reply::Reply;
 
-/// A chunk is closed when it has so many bytes.
+/// A chunk has no more bytes, unless it has one entry only.
 const CHUNK_BYTES: usize = 256 * 1024;
-/// Most bytes of what has changed since the first chunk; the keys beyond it are said to be gone.
+/// Most bytes of what has changed since the first chunk; the keys beyond it are said to be gone. As many again are as much of
+/// them as can be said.
 const CHANGED_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What an entry takes beside region, key and value, or less.
+const OVERHEAD_BYTES: usize = 40;
+const _: () = assert!(2 * CHANGED_BYTES_MAX < ANSWER_FRAME_BYTES_MAX);
 /// Most requests that wait for a sealed shard to have another owner.
 pub(super) const PARKED_MAX: usize = 4096;
 /// Longest time for that.
@@ -99,11 +103,14 @@ impl Shard {
         };
         let mut chunk = Chunk { number: handing.number, ..Chunk::default() };
         let (mut bytes, mut at) = (0, cursor as usize);
-        while bytes < CHUNK_BYTES && chunk.entries.len() < CHUNK_ENTRIES_MAX && at < handing.order.len() {
+        while chunk.entries.len() < CHUNK_ENTRIES_MAX && at < handing.order.len() {
             let key = &handing.order[at];
             match self.handed(key, now) {
                 Some(entry) => {
                     bytes += bytes_of(&entry);
+                    if bytes > CHUNK_BYTES && !chunk.entries.is_empty() {
+                        break;
+                    }
                     chunk.entries.push(entry);
                 }
                 // Nobody can say now; in the end it is looked at again.
@@ -195,7 +202,7 @@ impl Shard {
         self.send_on();
         let Seal::Wanted { reply, .. } = std::mem::replace(&mut self.seal, Seal::Sealed) else { return };
         let changed = self.handing.take().map(|handing| handing.changed).unwrap_or_default();
-        let (mut chunk, mut bytes) = (Chunk::default(), 0);
+        let (mut chunk, mut bytes, mut bytes_removed) = (Chunk::default(), 0, 0);
         for key in changed {
             let entry = self.handed(&key, now).filter(|entry| {
                 bytes + bytes_of(entry) <= CHANGED_BYTES_MAX && chunk.entries.len() < CHUNK_ENTRIES_MAX
@@ -207,15 +214,17 @@ impl Shard {
                 }
                 None => {
                     let region = &self.node.regions[key.0].name;
+                    bytes_removed += region.as_str().len() + key.1.len() + OVERHEAD_BYTES;
                     chunk.removed.push((Bytes::copy_from_slice(region.as_str().as_bytes()), key.1));
                 }
             }
         }
         // No turning back: the next owner may have it from here on, and says so to the coordinator. Before it can, this node
         // is sure to say the same to any coordinator that greets it later.
-        let answer = move || match chunk.removed.len() {
-            0..=CHUNK_ENTRIES_MAX => reply.send(AnswerBody::Chunk(Box::new(chunk))),
-            _ => reply.fail(FailureCode::NotApplied, TOO_EARLY, "more has changed than can be said"),
+        let can_be_said = chunk.removed.len() <= CHUNK_ENTRIES_MAX && bytes_removed <= CHANGED_BYTES_MAX;
+        let answer = move || match can_be_said {
+            true => reply.send(AnswerBody::Chunk(Box::new(chunk))),
+            false => reply.fail(FailureCode::NotApplied, TOO_EARLY, "more has changed than can be said"),
         };
         self.node.tell(Inbound::Sealed(self.serve.shard, self.serve.since), answer);
     }
@@ -247,5 +256,5 @@ impl Shard {
 }
 
 fn bytes_of(entry: &Handed) -> usize {
-    entry.region.len() + entry.key.len() + entry.value.as_ref().map_or(0, Bytes::len) + 40
+    entry.region.len() + entry.key.len() + entry.value.as_ref().map_or(0, Bytes::len) + OVERHEAD_BYTES
 }

@@ -13,6 +13,7 @@ use sharding::times::{Lease, Times};
 use sharding::wire::{Answer, AnswerBody, AskRef, Failure, FailureCode, Served};
 
 use super::*;
+use crate::announcing::pass_on;
 use crate::clock;
 use crate::config::{CacheConfig, Program};
 use crate::reply::Outbox;
@@ -21,16 +22,7 @@ use crate::shard::{Op, Told, Writing};
 /// Makes a shard's actor panic, as a mistake in it would.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
-struct Panic(ShardId);
-
-impl Handler<Panic> for ShardRegion {
-    type Result = ();
-
-    fn handle(&mut self, panic: Panic, _: &mut Context<Self>) {
-        let shards = self.lane.shards.borrow();
-        shards[panic.0.index()].as_ref().expect("the shard is served here").actor.do_send(panic);
-    }
-}
+struct Panic;
 
 impl Told<Panic> for Shard {
     fn told(&mut self, _: Panic, _: &mut Context<ShardActor>) {
@@ -38,16 +30,18 @@ impl Told<Panic> for Shard {
     }
 }
 
-/// Has a lane take in these frames, and count what it allocates.
-#[derive(Debug, Message)]
-#[rtype(result = "(u64, usize)")]
-struct CountAllocations(BytesMut);
+/// Has a lane do something between its other messages.
+struct Do<T>(Box<dyn FnOnce(&mut ShardRegion, &mut Context<ShardRegion>) -> T + Send>);
 
-impl Handler<CountAllocations> for ShardRegion {
-    type Result = actix::MessageResult<CountAllocations>;
+impl<T: Send + 'static> Message for Do<T> {
+    type Result = T;
+}
 
-    fn handle(&mut self, CountAllocations(frames): CountAllocations, _: &mut Context<Self>) -> Self::Result {
-        actix::MessageResult(data::tests::allocations(&frames, &self.lane))
+impl<T: Send + 'static> Handler<Do<T>> for ShardRegion {
+    type Result = actix::MessageResult<Do<T>>;
+
+    fn handle(&mut self, Do(act): Do<T>, ctx: &mut Context<Self>) -> Self::Result {
+        actix::MessageResult(act(self, ctx))
     }
 }
 
@@ -63,34 +57,33 @@ enum Meanwhile {
 
 /// Has a lane take over a shard until it waits for the seal, and be granted it; then it hears of the shard's fence before
 /// it can act on the answer to the seal.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
-struct Overtake {
-    serve: Serve,
-    meanwhile: Meanwhile,
+fn overtake(region: &mut ShardRegion, ctx: &mut Context<ShardRegion>, serve: Serve, meanwhile: Meanwhile) {
+    let (lane, Serve { shard, since, tenure, n, .. }) = (Rc::clone(&region.lane), serve);
+    let wish = wish(shard, since);
+    assert!(lane.taking.begin(&lane, &wish));
+    lane.taking.begin_seal(shard, Instant::now()).expect("it is being taken over");
+    region.handle(serve, ctx);
+    ctx.address().do_send(FenceSays { shard, tenure, fence: 0, result: Ok(n) });
+    if meanwhile == Meanwhile::Overflowed {
+        for n in 0..=crate::taking::NOTICED_MAX {
+            lane.taking.handle_notice(&lane, shard, &(0, Bytes::from(n.to_string())));
+        }
+    }
+    if meanwhile == Meanwhile::Released {
+        ctx.address().do_send(Release { shard });
+    }
+    lane.taking.handle_sealed(&lane, &wish, matches!(meanwhile, Meanwhile::Sealed | Meanwhile::Released));
 }
 
-impl Handler<Overtake> for ShardRegion {
-    type Result = ();
+/// To take a shard over from a node that does not answer.
+fn wish(shard: ShardId, since: Epoch) -> Wish {
+    let transfer = Transfer { shard, since, peer: NodeId::parse("b").expect("a name") };
+    Wish { transfer, address: "127.0.0.1:1".to_owned() }
+}
 
-    fn handle(&mut self, Overtake { serve, meanwhile }: Overtake, ctx: &mut Context<Self>) {
-        let (lane, Serve { shard, since, tenure, n, .. }) = (Rc::clone(&self.lane), serve);
-        let transfer = Transfer { shard, since, peer: NodeId::parse("b").expect("a name") };
-        let wish = Wish { transfer, address: "127.0.0.1:1".to_owned() };
-        assert!(lane.taking.begin(&lane, &wish));
-        lane.taking.begin_seal(shard, Instant::now()).expect("it is being taken over");
-        <Self as Handler<Serve>>::handle(self, serve, ctx);
-        ctx.address().do_send(FenceSays { shard, tenure, fence: 0, result: Ok(n) });
-        if meanwhile == Meanwhile::Overflowed {
-            for n in 0..=crate::taking::NOTICED_MAX {
-                lane.taking.handle_notice(&lane, shard, &(0, Bytes::from(n.to_string())));
-            }
-        }
-        if meanwhile == Meanwhile::Released {
-            ctx.address().do_send(Release { shard });
-        }
-        lane.taking.handle_sealed(&lane, &wish, matches!(meanwhile, Meanwhile::Sealed | Meanwhile::Released));
-    }
+/// Its first epochs.
+const fn epoch(seq: u64) -> Epoch {
+    Epoch { term: Term { counter: 1, seed: 0 }, seq }
 }
 
 /// Longer than any test.
@@ -134,17 +127,16 @@ impl Scene {
         for fencing in fencing {
             actix_rt::spawn(fencing.run(Arc::clone(&node), lanes.clone(), inbox.clone()));
         }
-        let epoch = Epoch { term: Term { counter: 1, seed: 0 }, seq: 1 };
-        let map = ShardMap::assigned(epoch, config.n_shards, place.seeds).expect("a map");
+        let map = ShardMap::assigned(epoch(1), config.n_shards, place.seeds).expect("a map");
         node.publish(Arc::new(map));
         node.set_lease(Lease::new(clock::now(), LEASE, &Times::default()));
         let n = node.next_fence_number();
         let mut acquired = Vec::new();
         for shard in config.n_shards.shards() {
             node.set_tenure(shard, 1);
-            let serve = Serve { shard, since: epoch, after: After::Nobody, tenure: 1, n };
+            let serve = Serve { shard, since: epoch(1), after: After::Nobody, tenure: 1, n };
             lanes[usize::from(shard.lane(node.n_lanes))].do_send(serve);
-            acquired.push(Wanted { shard, tenure: 1, since: epoch, n });
+            acquired.push(Wanted { shard, tenure: 1, since: epoch(1), n });
         }
         node.raise_everywhere(&acquired);
         Self { node, lanes, outbox: Arc::default(), _dir: dir }
@@ -200,8 +192,25 @@ impl Scene {
         answers
     }
 
-    fn put(&self, id: u32, key: &'static str, value: &'static str) {
-        let writing = Writing { value: Some(Bytes::from(value)), precondition: Default::default(), _room: None };
+    async fn on_lane<T: Send + 'static>(
+        &self,
+        key: &'static str,
+        act: impl FnOnce(&mut ShardRegion, &mut Context<ShardRegion>) -> T + Send + 'static,
+    ) -> T {
+        self.lane_of(key).send(Do(Box::new(act))).await.expect("the lane lives")
+    }
+
+    /// Makes the shard of a key panic.
+    fn panic(&self, key: &'static str) {
+        let shard = self.shard(key);
+        self.lane_of(key).do_send(Do(Box::new(move |region, _| {
+            let shards = region.lane.shards.borrow();
+            shards[shard.index()].as_ref().expect("the shard is served here").actor.do_send(Panic);
+        })));
+    }
+
+    fn put(&self, id: u32, key: &'static str, value: impl Into<Bytes>) {
+        let writing = Writing { value: Some(value.into()), precondition: Default::default(), _room: None };
         self.send_op(Op::Write(Box::new(writing)), self.lane_of(key), id, key);
     }
 
@@ -246,7 +255,8 @@ async fn a_hit_allocates_nothing_sends_no_message_and_stays_on_its_thread() {
         let ask = AskRef { deadline: LEASE, epoch, shard: scene.shard("1"), region: b"things", key: b"1" };
         GetRef { id: u32::try_from(id).expect("few"), ask }.encode(&mut frames);
     }
-    let (allocations, bytes) = scene.lane_of("1").send(CountAllocations(frames)).await.expect("the lane lives");
+    let (allocations, bytes) =
+        scene.on_lane("1", move |region, _| data::tests::allocations(&frames, &region.lane)).await;
     assert_eq!(allocations, 0);
     // What leaves was written by the connection itself: no message, no reply, no other thread had a part in it.
     assert!(bytes > N * "one".len() && scene.node.regions[0].metrics.hit.get() == 2 * N as u64, "{bytes} bytes");
@@ -280,9 +290,8 @@ async fn a_grant_that_overtakes_the_answer_to_its_seal_waits_for_it_and_learns_i
         let (shard, n) = (scene.shard("1"), scene.node.next_fence_number());
         scene.lane_of("1").do_send(Release { shard });
         scene.node.set_tenure(shard, 2);
-        let since = Epoch { term: Term { counter: 1, seed: 0 }, seq: 2 };
-        let serve = Serve { shard, since, after: After::Sealed(since), tenure: 2, n };
-        scene.lane_of("1").send(Overtake { serve, meanwhile }).await.expect("the lane lives");
+        let serve = Serve { shard, since: epoch(2), after: After::Sealed(epoch(2)), tenure: 2, n };
+        scene.on_lane("1", move |region, ctx| overtake(region, ctx, serve, meanwhile)).await;
         let first = scene.get("1").await;
         let handoff = &scene.node.metrics.handoff;
         if meanwhile == Meanwhile::Released {
@@ -294,6 +303,61 @@ async fn a_grant_that_overtakes_the_answer_to_its_seal_waits_for_it_and_learns_i
         let is_warm = meanwhile == Meanwhile::Sealed;
         assert_eq!((handoff.warm.get(), handoff.cold.get()), (is_warm.into(), (!is_warm).into()), "{meanwhile:?}");
     }
+}
+
+#[actix_rt::test]
+async fn what_was_sealed_for_a_node_is_kept_for_its_grant_but_not_against_a_newer_wish() {
+    let scene = Scene::new(LOAD);
+    let shard = scene.shard("1");
+    scene.lane_of("1").do_send(Release { shard });
+    let is_kept_under = |wishes: Vec<Wish>| {
+        scene.on_lane("1", move |region, _| {
+            let lane = Rc::clone(&region.lane);
+            assert!(lane.taking.begin(&lane, &wish(shard, epoch(1))));
+            lane.taking.begin_seal(shard, Instant::now()).expect("it is being taken over");
+            lane.taking.handle_wishes(&lane, wishes);
+            lane.taking.begin_seal(shard, Instant::now()).is_some()
+        })
+    };
+    assert!(is_kept_under(Vec::new()).await);
+    assert!(!is_kept_under(vec![wish(shard, epoch(2))]).await);
+}
+
+#[actix_rt::test]
+async fn what_is_announced_of_a_shard_on_its_way_here_is_known_when_its_turn_comes() {
+    let scene = Scene::new(LOAD);
+    let shard = scene.shard("1");
+    scene.node.set_tenure(shard, 0);
+    scene.node.set_moves(&[], &[wish(shard, epoch(1)).transfer]);
+    pass_on(&scene.node, &scene.lanes, 0, Bytes::from("1"));
+    let heard = scene.node.heard().of_shard(shard, Instant::now()).expect("few");
+    assert!(heard.contains(&(0, Bytes::from("1"))), "{heard:?}");
+}
+
+#[actix_rt::test]
+async fn a_part_of_a_shard_is_bounded_unless_it_is_one_entry() {
+    const LENGTHS: [usize; 4] = [1, 200 * 1024, 100 * 1024, 300 * 1024];
+    let scene = Scene::new(LOAD);
+    let keys = (1..100_000).map(|n: u32| &*n.to_string().leak());
+    let keys: Vec<&'static str> = keys.filter(|key| scene.shard(key) == scene.shard("1")).take(LENGTHS.len()).collect();
+    for (key, len) in keys.iter().zip(LENGTHS) {
+        scene.put(1, key, vec![b'v'; len]);
+        assert!(matches!(scene.answer().await, AnswerBody::Written(Some(_))));
+    }
+    let (mut lengths, mut at) = (Vec::new(), Some((0, 0)));
+    while let Some((cursor, number)) = at {
+        let op = Op::Pull { since: epoch(1), cursor, number };
+        let work = Work::of_shard(op, scene.shard("1"), scene.outbox.reply(1));
+        scene.lane_of("1").do_send(WrongLane(vec![work]));
+        let AnswerBody::Chunk(chunk) = scene.answer().await else { panic!("no part") };
+        lengths.push(chunk.entries.iter().map(|entry| entry.value.as_ref().map_or(0, Bytes::len)).collect::<Vec<_>>());
+        at = chunk.next.map(|next| (next, chunk.number));
+    }
+    assert!(lengths.iter().all(|of_chunk| of_chunk.len() == 1 || of_chunk.iter().sum::<usize>() <= 256 * 1024));
+    assert!(lengths.iter().any(|of_chunk| of_chunk.len() > 1), "{lengths:?}");
+    let mut all = lengths.concat();
+    all.sort_unstable();
+    assert_eq!(all, [1, 100 * 1024, 200 * 1024, 300 * 1024]);
 }
 
 #[actix_rt::test]
@@ -334,7 +398,7 @@ async fn a_shard_that_panics_answers_its_waiters_and_is_started_again_empty() {
     scene.lane_of("1").do_send(serve);
     scene.node.raise_everywhere(&[Wanted { shard: victim, tenure: 1, since, n }]);
     scene.send(scene.lane_of("1"), 2, "1");
-    scene.lane_of("1").do_send(Panic(victim));
+    scene.panic("1");
     let AnswerBody::Failed(Failure { code, .. }) = scene.answer().await else { panic!("the waiter was not told") };
     assert_eq!(code, FailureCode::Dropped);
 
@@ -361,7 +425,7 @@ async fn a_write_of_a_shard_that_panics_is_said_to_be_unknown_and_cannot_land_la
     let scene = Scene::new(LOAD);
     scene.get("1").await;
     scene.put(1, "1", "new");
-    scene.lane_of("1").do_send(Panic(scene.shard("1")));
+    scene.panic("1");
     let AnswerBody::Failed(Failure { code, .. }) = scene.answer().await else { panic!("not told") };
     assert_eq!(code, FailureCode::Unknown);
     let first = scene.get("1").await;

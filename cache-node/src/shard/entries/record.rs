@@ -11,7 +11,7 @@ use crate::shard::freshness::Lifetime;
 
 /// A larger value does not stand in its record, but among the large ones.
 pub(super) const VALUE_BYTES_INSIDE: usize = 8 * 1024;
-/// A larger value is not even copied: it stays where it was read to.
+/// A larger value is not even copied: it stays where it was read to, unless that is a part of a shard.
 const VALUE_BYTES_COPIED: usize = 64 * 1024;
 
 // What stands before the key, each at its place. Times are those of a `Lifetime`; all is little-endian.
@@ -70,7 +70,8 @@ pub(super) fn make(key: &[u8], entry: &Entry, is_handed: bool, large: &mut Slab<
     record.put_slice(key);
     match value {
         Some(value) if flag == IS_LARGE => {
-            let kept = if value.len() > VALUE_BYTES_COPIED { value.clone() } else { Bytes::copy_from_slice(value) };
+            let is_alone = value.len() > VALUE_BYTES_COPIED && !is_handed;
+            let kept = if is_alone { value.clone() } else { Bytes::copy_from_slice(value) };
             record.put_u64_le(large.insert(kept) as u64);
             record.put_u64_le(value.len() as u64);
         }
