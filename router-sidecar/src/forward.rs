@@ -125,14 +125,16 @@ enum Whom {
 const PATIENCE: Duration = Duration::from_millis(100);
 
 impl Forwarder {
-    /// Asks the owner of a key. Gives a value, "absent" or a page; everything else is an error.
+    /// Asks the owner of a key, for a client's request that came at this time. Gives a value, "absent" or a page; everything
+    /// else is an error.
     pub(crate) async fn ask(
         &self,
         question: Question,
         region: &RegionName,
         key: Bytes,
+        came_at: Instant,
     ) -> Result<AnswerBody, ForwardError> {
-        let deadline = Instant::now() + self.request_timeout;
+        let deadline = came_at + self.request_timeout;
         let wish = Wish { question, region, key, deadline, may_be_done: Cell::new(false) };
         let answer = self.ask_until(&wish, None).await;
         match answer {
@@ -146,7 +148,7 @@ impl Forwarder {
     }
 
     /// Sends a read to its owner, if there is nothing to be waited for before.
-    pub(crate) fn begin(&self, view: &Arc<View>, region: &RegionName, key: &[u8], now: Instant) -> Option<Begun> {
+    pub(crate) fn begin(&self, view: &Arc<View>, region: &RegionName, key: &[u8], came_at: Instant) -> Option<Begun> {
         let shard = shard_of(region, key, view.map.n_shards());
         // Nothing else looks at the time until then.
         let patience = PATIENCE.min(self.request_timeout / 2);
@@ -154,7 +156,7 @@ impl Forwarder {
         let (deadline, region) = (self.request_timeout, region.as_str().as_bytes());
         let ask = AskRef { deadline, epoch: view.map.epoch(), shard, region, key };
         let asking = begin.ask(|id, out| GetRef { id, ask }.encode(out));
-        Some(Begun { view: Arc::clone(view), shard, deadline: now + deadline, asking, setback: None })
+        Some(Begun { view: Arc::clone(view), shard, deadline: came_at + deadline, asking, setback: None })
     }
 
     /// Reads a key: as [`Forwarder::ask`], in the shortest way that there is.
@@ -164,13 +166,14 @@ impl Forwarder {
         region: &RegionName,
         key: Bytes,
     ) -> Result<AnswerBody, ForwardError> {
-        let mut begun = self.begin(view, region, &key, Instant::now());
+        let came_at = Instant::now();
+        let mut begun = self.begin(view, region, &key, came_at);
         if let Some(begun) = &mut begun
             && let Some(answer) = begun.answer().await
         {
             return Ok(answer);
         }
-        self.go_on(begun, region, key).await
+        self.go_on(begun, region, key, came_at).await
     }
 
     /// As [`Forwarder::ask`], with a first try that was begun, if there was one.
@@ -179,9 +182,10 @@ impl Forwarder {
         begun: Option<Begun>,
         region: &RegionName,
         key: Bytes,
+        came_at: Instant,
     ) -> Result<AnswerBody, ForwardError> {
         let Some(Begun { view, shard, deadline, asking, setback }) = begun else {
-            return self.ask(Question::Get, region, key).await;
+            return self.ask(Question::Get, region, key, came_at).await;
         };
         let wish = Wish { question: Question::Get, region, key, deadline, may_be_done: Cell::new(false) };
         let answer = match setback {

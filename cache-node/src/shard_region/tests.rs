@@ -30,8 +30,10 @@ impl Told<Panic> for Shard {
     }
 }
 
+type Act<T> = dyn FnOnce(&mut ShardRegion, &mut Context<ShardRegion>) -> T + Send;
+
 /// Has a lane do something between its other messages.
-struct Do<T>(Box<dyn FnOnce(&mut ShardRegion, &mut Context<ShardRegion>) -> T + Send>);
+struct Do<T>(Box<Act<T>>);
 
 impl<T: Send + 'static> Message for Do<T> {
     type Result = T;

@@ -43,6 +43,27 @@ fn a_request_whose_deadline_passes_is_answered_and_its_load_serves_the_next() {
 }
 
 #[test]
+fn a_request_for_many_keys_has_one_deadline() {
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    let mut scene = Scene::new("INSERT INTO things VALUES ('a', 'b')");
+    scene.options.router_args = vec!["--request-timeout".to_owned(), format!("{TIMEOUT:?}")];
+    let it = scene.start();
+    let database = it.database();
+    database.execute_batch("BEGIN EXCLUSIVE").expect("the lock");
+    let keys: Vec<String> = (0..1000).map(|key| key.to_string()).collect();
+    let began = Instant::now();
+    let url = format!("{}/things", it.cluster.url(0));
+    let answer = it.client.post(url).json(&serde_json::json!({ "keys": keys })).send().expect("an answer");
+    // They are asked for in four parts.
+    assert!(began.elapsed() < 3 * TIMEOUT, "{:?}", began.elapsed());
+    let page: Value = answer.json().expect("JSON");
+    let statuses = page["results"].as_array().expect("a list").iter().map(|result| result["status"].as_u64());
+    let statuses: Vec<u64> = statuses.flatten().collect();
+    assert!(statuses.len() == keys.len() && statuses.iter().all(|status| [503, 504].contains(status)), "{page}");
+    database.execute_batch("COMMIT").expect("unlocked");
+}
+
+#[test]
 fn a_database_that_stays_locked_is_an_error_and_not_a_hang() {
     let it = Scene::new("INSERT INTO things VALUES ('a', 'b')").start();
     let database = it.database();

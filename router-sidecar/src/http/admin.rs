@@ -120,7 +120,8 @@ async fn explain_entry(request: &HttpRequest, state: &HttpState) -> Result<Expla
     let region = view.region(&target.region).ok_or_else(|| Problem::unknown_region(&target.region, &view))?;
     let key = target.key.ok_or_else(|| Problem::from(super::target::TargetError::EmptyKey))?;
     let shard = sharding::hash::shard_of(&region.name, &key, view.map.n_shards());
-    let AnswerBody::Page(json) = state.forwarder.ask(Question::Explain, &region.name, key).await? else {
+    let AnswerBody::Page(json) = state.forwarder.ask(Question::Explain, &region.name, key, Instant::now()).await?
+    else {
         return Err(Problem::internal("the owner's answer is none to this question"));
     };
     let at_owner = raw_json(&json).ok_or_else(|| Problem::internal("the owner answers no JSON"))?;

@@ -102,35 +102,40 @@ async fn ask_all(
     (view, region): (&Arc<View>, &RegionInfo),
     keys: &[Key<'_>],
 ) -> Vec<Option<KeyAnswer>> {
-    let (forwarder, mut bytes) = (&state.forwarder, 0);
+    let (forwarder, came_at, mut bytes) = (&state.forwarder, Instant::now(), 0);
     let mut answers: Vec<Option<KeyAnswer>> = Vec::with_capacity(keys.len());
     for keys in keys.chunks(IN_FLIGHT_MAX) {
-        // What has no room in the answer is not asked for.
-        let is_full = bytes >= state.batch_bytes_max;
-        let is_key = |key: &str| !is_full && (1..=KEY_BYTES_MAX).contains(&key.len());
-        let now = Instant::now();
+        let is_full = |bytes: usize| bytes >= state.batch_bytes_max;
+        let is_key = |key: &str| (1..=KEY_BYTES_MAX).contains(&key.len());
         let begin = |Key(key): &Key<'_>| {
-            is_key(key).then(|| forwarder.begin(view, &region.name, key.as_bytes(), now)).flatten()
+            let is_asked = is_key(key) && !is_full(bytes);
+            is_asked.then(|| forwarder.begin(view, &region.name, key.as_bytes(), came_at)).flatten()
         };
         let mut long = Vec::new();
         let begun: Vec<Option<Begun>> = keys.iter().map(begin).collect();
         for (Key(key), mut begun) in keys.iter().zip(begun) {
+            // What has no room in the answer is not asked for, or not waited for.
+            if is_full(bytes) {
+                answers.push(None);
+                continue;
+            }
             let answer = match &mut begun {
-                Some(begun) => begun.answer().await,
+                Some(begun) => begun.answer().await.map(Ok),
                 None => None,
             };
             if answer.is_none() && is_key(key) {
                 long.push((answers.len(), Bytes::copy_from_slice(key.as_bytes()), begun));
             }
-            answers.push(answer.map(Ok));
+            bytes += value_bytes(&answer);
+            answers.push(answer);
         }
         let ask = |(at, key, begun): (usize, Bytes, Option<Begun>)| async move {
-            (at, forwarder.go_on(begun, &region.name, key).await)
+            (at, Some(forwarder.go_on(begun, &region.name, key, came_at).await))
         };
         for (at, answer) in join_all(long.into_iter().map(ask)).await {
-            answers[at] = Some(answer);
+            bytes += value_bytes(&answer);
+            answers[at] = answer;
         }
-        bytes += answers[answers.len() - keys.len()..].iter().map(value_bytes).sum::<usize>();
     }
     answers
 }
@@ -165,7 +170,8 @@ impl Results {
             _ if has_no_room => {
                 self.room = 0;
                 let bytes_max = self.bytes_max;
-                let detail = format!("the values before have {bytes_max} bytes already; ask for this one again");
+                let detail =
+                    format!("an answer has at most {bytes_max} bytes of values; GET this one, or ask for fewer");
                 self.push_failure(key, 413, Some(&detail));
             }
             Some(Ok(AnswerBody::Value { entry, etag, value })) => {

@@ -130,7 +130,7 @@ impl Read {
         let Self { request, state, begun, region, started } = self;
         let view = Arc::clone(begun.view());
         let key = plain(request.path()).map_or_else(Bytes::new, |(_, key)| Bytes::copy_from_slice(key));
-        let answer = state.forwarder.go_on(Some(begun), &view.regions[region].name, key).await;
+        let answer = state.forwarder.go_on(Some(begun), &view.regions[region].name, key, started).await;
         Ok(answer_read(&state, request.head(), (&view, region), started, answer))
     }
 }

@@ -9,6 +9,7 @@ use futures_util::stream::{self, StreamExt};
 use serde::{Deserialize, Serialize};
 use sharding::id::{KEY_BYTES_MAX, ShardId};
 use sharding::wire::{AnswerBody, RegionInfo};
+use tokio::time::Instant;
 
 use super::error::Problem;
 use super::target::Target;
@@ -106,8 +107,9 @@ async fn ask_all(
     region: &RegionInfo,
     questions: Vec<(Question, Bytes, Option<String>, ShardId)>,
 ) -> Page {
+    let came_at = Instant::now();
     let asked = questions.into_iter().map(|(question, bytes, key, shard)| async move {
-        (state.forwarder.ask(question, &region.name, bytes).await, key, shard)
+        (state.forwarder.ask(question, &region.name, bytes, came_at).await, key, shard)
     });
     let mut answers = stream::iter(asked).buffer_unordered(IN_FLIGHT_MAX);
     let mut page = Page::default();

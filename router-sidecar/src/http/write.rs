@@ -4,6 +4,7 @@ use actix_web::http::header::{CONTENT_RANGE, ETAG, HeaderName, IF_MATCH, IF_NONE
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::Bytes;
 use sharding::wire::{AnswerBody, Etag, Precondition, RegionInfo, TAGS_MAX, Tags, VALUE_BYTES_MAX};
+use tokio::time::Instant;
 
 use super::error::Problem;
 use super::{HttpState, batch};
@@ -52,7 +53,7 @@ async fn written(
     key: Bytes,
     question: Question,
 ) -> Result<Option<Etag>, Problem> {
-    match state.forwarder.ask(question, &region.name, key).await? {
+    match state.forwarder.ask(question, &region.name, key, Instant::now()).await? {
         AnswerBody::Written(etag) => Ok(etag),
         _ => Err(Problem::internal("the owner's answer is none to a write")),
     }

@@ -116,7 +116,7 @@ async fn a_plain_read_goes_the_short_way_as_soon_as_there_is_a_connection() {
     let key = Bytes::from_static(b"1");
     let view = state.forwarder.watch.view().expect("a view");
     let name = &view.regions[0].name;
-    state.forwarder.ask(crate::forward::Question::Get, name, key).await.expect("a value");
+    state.forwarder.ask(crate::forward::Question::Get, name, key, Instant::now()).await.expect("a value");
     let Ok(read) = Read::begin(request, &state) else { panic!("a simple read") };
     let response = Answering { read: Some(read), other: None }.await.expect("an answer");
     let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -137,7 +137,11 @@ fn a_hit_allocates_nothing_but_now_and_then_a_buffer() {
     runtime.block_on(async {
         let view = state.forwarder.watch.view().expect("a view");
         let key = Bytes::from_static(b"1");
-        state.forwarder.ask(crate::forward::Question::Get, &view.regions[0].name, key).await.expect("a value");
+        state
+            .forwarder
+            .ask(crate::forward::Question::Get, &view.regions[0].name, key, Instant::now())
+            .await
+            .expect("a value");
         hits(&state, 100).await;
     });
     let framework = allocation_counter::measure(|| runtime.block_on(async { (0..N).for_each(|_| drop(request())) }));
