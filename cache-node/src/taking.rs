@@ -351,7 +351,8 @@ impl Taking {
             }
         }
         lane.node.metrics.handoff.entries.inc_by(n_kept);
-        Some(n_handed == 0 || n_kept > 0)
+        // One alone may be too large where others are not.
+        Some(n_handed <= 1 || n_kept > 0)
     }
 }
 
