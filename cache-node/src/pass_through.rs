@@ -129,12 +129,15 @@ struct Aboard {
 }
 
 impl Aboard {
-    /// Who came after it was asked for may have been promised something newer: that one flies anew.
+    /// Who came after it was asked for may have been promised something newer: that one flies anew. So does who has time left
+    /// when that of the first is over.
     fn land(self, answer: &AnswerBody, asked_at: StdInstant) {
         let metrics = &self.pass.node.regions[self.flight.0].metrics;
         let is_value = matches!(answer, AnswerBody::Value { .. } | AnswerBody::Absent(_));
+        let is_over = matches!(answer, AnswerBody::Failed(failure) if failure.code == FailureCode::DeadlinePassed);
+        let now = StdInstant::now();
         for waiter in self.waiters() {
-            if is_value && waiter.came_at > asked_at {
+            if (is_value && waiter.came_at > asked_at) || (is_over && waiter.leaves_at > now) {
                 self.pass.fly(self.shard, self.flight.clone(), waiter);
                 continue;
             }

@@ -148,15 +148,21 @@ impl Forwarder {
     }
 
     /// Sends a read to its owner, if there is nothing to be waited for before.
-    pub(crate) fn begin(&self, view: &Arc<View>, region: &RegionName, key: &[u8], came_at: Instant) -> Option<Begun> {
+    pub(crate) fn begin(
+        &self,
+        view: &Arc<View>,
+        region: &RegionName,
+        key: &[u8],
+        (now, deadline): (Instant, Instant),
+    ) -> Option<Begun> {
         let shard = shard_of(region, key, view.map.n_shards());
         // Nothing else looks at the time until then.
         let patience = PATIENCE.min(self.request_timeout / 2);
         let begin = self.upstream.begin(&view.map.owner_of(shard)?.data, shard, patience)?;
-        let (deadline, region) = (self.request_timeout, region.as_str().as_bytes());
-        let ask = AskRef { deadline, epoch: view.map.epoch(), shard, region, key };
+        let (left, region) = (deadline.saturating_duration_since(now), region.as_str().as_bytes());
+        let ask = AskRef { deadline: left, epoch: view.map.epoch(), shard, region, key };
         let asking = begin.ask(|id, out| GetRef { id, ask }.encode(out));
-        Some(Begun { view: Arc::clone(view), shard, deadline: came_at + deadline, asking, setback: None })
+        Some(Begun { view: Arc::clone(view), shard, deadline, asking, setback: None })
     }
 
     /// Reads a key: as [`Forwarder::ask`], in the shortest way that there is.
@@ -167,7 +173,7 @@ impl Forwarder {
         key: Bytes,
     ) -> Result<AnswerBody, ForwardError> {
         let came_at = Instant::now();
-        let mut begun = self.begin(view, region, &key, came_at);
+        let mut begun = self.begin(view, region, &key, (came_at, came_at + self.request_timeout));
         if let Some(begun) = &mut begun
             && let Some(answer) = begun.answer().await
         {

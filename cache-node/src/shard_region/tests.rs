@@ -7,7 +7,7 @@ use clap::Parser;
 use sharding::epoch::Term;
 use sharding::hash::shard_of;
 use sharding::id::NodeId;
-use sharding::map::ShardMap;
+use sharding::map::{Member, ShardMap};
 use sharding::membership::Transfer;
 use sharding::times::{Lease, Times};
 use sharding::wire::{Answer, AnswerBody, AskRef, Failure, FailureCode, Served};
@@ -360,6 +360,23 @@ async fn a_part_of_a_shard_is_bounded_unless_it_is_one_entry() {
     let mut all = lengths.concat();
     all.sort_unstable();
     assert_eq!(all, [1, 100 * 1024, 200 * 1024, 300 * 1024]);
+}
+
+#[actix_rt::test]
+async fn a_read_past_an_owner_does_not_fail_by_the_deadline_of_another() {
+    let scene = Scene::new(LOAD);
+    // It takes connections, and says nothing.
+    let owner = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = owner.local_addr().expect("bound");
+    let members = Member::parse_list(&format!("b={address}")).expect("a list");
+    let map = ShardMap::assigned(epoch(2), scene.node.n_shards, members).expect("a map");
+    scene.node.publish(Arc::new(map));
+    scene.lane_of("1").do_send(Release { shard: scene.shard("1") });
+    let work = |id, millis| Work { deadline: Duration::from_millis(millis), ..scene.work(Op::PassThrough, id, "1") };
+    scene.lane_of("1").do_send(WrongLane(vec![work(1, 100), work(2, 5000)]));
+    let answers = scene.answers(2).await;
+    assert!(matches!(answers[0].body, AnswerBody::Failed(_)), "{answers:?}");
+    assert_eq!(served(&answers[1].body), Served::PassedThrough);
 }
 
 #[actix_rt::test]

@@ -104,12 +104,18 @@ async fn ask_all(
 ) -> Vec<Option<KeyAnswer>> {
     let (forwarder, came_at, mut bytes) = (&state.forwarder, Instant::now(), 0);
     let mut answers: Vec<Option<KeyAnswer>> = Vec::with_capacity(keys.len());
+    let deadline = came_at + forwarder.request_timeout;
     for keys in keys.chunks(IN_FLIGHT_MAX) {
+        let now = Instant::now();
+        if now >= deadline {
+            answers.extend(keys.iter().map(|_| Some(Err(ForwardError::DeadlinePassed(forwarder.request_timeout)))));
+            continue;
+        }
         let is_full = |bytes: usize| bytes >= state.batch_bytes_max;
         let is_key = |key: &str| (1..=KEY_BYTES_MAX).contains(&key.len());
         let begin = |Key(key): &Key<'_>| {
             let is_asked = is_key(key) && !is_full(bytes);
-            is_asked.then(|| forwarder.begin(view, &region.name, key.as_bytes(), came_at)).flatten()
+            is_asked.then(|| forwarder.begin(view, &region.name, key.as_bytes(), (now, deadline))).flatten()
         };
         let mut long = Vec::new();
         let begun: Vec<Option<Begun>> = keys.iter().map(begin).collect();

@@ -109,7 +109,8 @@ impl Read {
             let (region, key) = plain(request.path())?;
             let view = state.forwarder.watch.view()?;
             let region = view.position(region)?;
-            Some((state.forwarder.begin(&view, &view.regions[region].name, key, started)?, region, started))
+            let times = (started, started + state.forwarder.request_timeout);
+            Some((state.forwarder.begin(&view, &view.regions[region].name, key, times)?, region, started))
         };
         match *request.method() {
             Method::GET | Method::HEAD => match begin() {
