@@ -54,6 +54,8 @@ const LEAVE_PERIOD: Duration = Duration::from_millis(100);
 /// One in so many reads of a fresh entry in the last part of its life has it loaded anew: those of keys that are asked for
 /// often come there.
 const AHEAD_CHANCE: u8 = 16;
+/// A larger value is not copied to those that leave with it: it goes by the actor, as a handle.
+const HIT_BYTES_MAX: usize = 256 * 1024;
 
 /// What is asked of a key.
 #[derive(Debug)]
@@ -138,8 +140,6 @@ pub(crate) struct Overdue {
     id: FlightId,
 }
 
-/// A larger value is not copied to those that leave with it: it goes by the actor, as a handle.
-const HIT_BYTES_MAX: usize = 256 * 1024;
 /// Time to answer those who have waited for a write or a fence for too long.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
@@ -229,7 +229,8 @@ impl Shard {
         self.node.owns(self.serve.shard, self.serve.tenure)
     }
 
-    /// What a fresh entry with a value answers; `None`: ask the actor. Requires: the node's lease holds, and did when `now` was taken.
+    /// What a fresh entry with a value answers; `None`: ask the actor. Requires: the node's lease holds, and did when `now`
+    /// was taken.
     pub(crate) fn hit(&mut self, region: usize, key: &[u8], now: Instant) -> Option<Entry<Value<'_>>> {
         if !self.node.is_of(self.serve.shard, self.serve.tenure) || self.is_sealed() || !self.keys.is_quiet() {
             return None;

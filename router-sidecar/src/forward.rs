@@ -74,7 +74,6 @@ impl Question {
 pub(crate) struct Begun {
     view: Arc<View>,
     shard: ShardId,
-    deadline: Instant,
     asking: Asking,
     /// What the owner has said, if it is nothing that was asked for.
     setback: Option<AnswerBody>,
@@ -147,22 +146,15 @@ impl Forwarder {
         }
     }
 
-    /// Sends a read to its owner, if there is nothing to be waited for before.
-    pub(crate) fn begin(
-        &self,
-        view: &Arc<View>,
-        region: &RegionName,
-        key: &[u8],
-        (now, deadline): (Instant, Instant),
-    ) -> Option<Begun> {
+    /// Sends a read to its owner, if there is nothing to be waited for before. `left`: the time that its client still waits.
+    pub(crate) fn begin(&self, view: &Arc<View>, region: &RegionName, key: &[u8], left: Duration) -> Option<Begun> {
         let shard = shard_of(region, key, view.map.n_shards());
         // Nothing else looks at the time until then.
         let patience = PATIENCE.min(self.request_timeout / 2);
         let begin = self.upstream.begin(&view.map.owner_of(shard)?.data, shard, patience)?;
-        let (left, region) = (deadline.saturating_duration_since(now), region.as_str().as_bytes());
-        let ask = AskRef { deadline: left, epoch: view.map.epoch(), shard, region, key };
+        let ask = AskRef { deadline: left, epoch: view.map.epoch(), shard, region: region.as_str().as_bytes(), key };
         let asking = begin.ask(|id, out| GetRef { id, ask }.encode(out));
-        Some(Begun { view: Arc::clone(view), shard, deadline, asking, setback: None })
+        Some(Begun { view: Arc::clone(view), shard, asking, setback: None })
     }
 
     /// Reads a key: as [`Forwarder::ask`], in the shortest way that there is.
@@ -173,7 +165,7 @@ impl Forwarder {
         key: Bytes,
     ) -> Result<AnswerBody, ForwardError> {
         let came_at = Instant::now();
-        let mut begun = self.begin(view, region, &key, (came_at, came_at + self.request_timeout));
+        let mut begun = self.begin(view, region, &key, self.request_timeout);
         if let Some(begun) = &mut begun
             && let Some(answer) = begun.answer().await
         {
@@ -190,9 +182,10 @@ impl Forwarder {
         key: Bytes,
         came_at: Instant,
     ) -> Result<AnswerBody, ForwardError> {
-        let Some(Begun { view, shard, deadline, asking, setback }) = begun else {
+        let Some(Begun { view, shard, asking, setback }) = begun else {
             return self.ask(Question::Get, region, key, came_at).await;
         };
+        let deadline = came_at + self.request_timeout;
         let wish = Wish { question: Question::Get, region, key, deadline, may_be_done: Cell::new(false) };
         let answer = match setback {
             Some(setback) => Ok(setback),

@@ -17,8 +17,8 @@ use crate::reply::Reply;
 
 /// A chunk has no more bytes, unless it has one entry only.
 const CHUNK_BYTES: usize = 256 * 1024;
-/// Most bytes of what has changed since the first chunk; the keys beyond it are said to be gone. As many again are as much of
-/// them as can be said.
+/// Most bytes of what has changed since the first chunk; the keys beyond it are said to be gone, and may take as many bytes
+/// again.
 const CHANGED_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// What an entry takes beside region, key and value, or less.
 const OVERHEAD_BYTES: usize = 40;

@@ -106,8 +106,8 @@ async fn ask_all(
     let mut answers: Vec<Option<KeyAnswer>> = Vec::with_capacity(keys.len());
     let deadline = came_at + forwarder.request_timeout;
     for keys in keys.chunks(IN_FLIGHT_MAX) {
-        let now = Instant::now();
-        if now >= deadline {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
             answers.extend(keys.iter().map(|_| Some(Err(ForwardError::DeadlinePassed(forwarder.request_timeout)))));
             continue;
         }
@@ -115,7 +115,7 @@ async fn ask_all(
         let is_key = |key: &str| (1..=KEY_BYTES_MAX).contains(&key.len());
         let begin = |Key(key): &Key<'_>| {
             let is_asked = is_key(key) && !is_full(bytes);
-            is_asked.then(|| forwarder.begin(view, &region.name, key.as_bytes(), (now, deadline))).flatten()
+            is_asked.then(|| forwarder.begin(view, &region.name, key.as_bytes(), left)).flatten()
         };
         let mut long = Vec::new();
         let begun: Vec<Option<Begun>> = keys.iter().map(begin).collect();

@@ -109,8 +109,8 @@ impl Read {
             let (region, key) = plain(request.path())?;
             let view = state.forwarder.watch.view()?;
             let region = view.position(region)?;
-            let times = (started, started + state.forwarder.request_timeout);
-            Some((state.forwarder.begin(&view, &view.regions[region].name, key, times)?, region, started))
+            let left = state.forwarder.request_timeout;
+            Some((state.forwarder.begin(&view, &view.regions[region].name, key, left)?, region, started))
         };
         match *request.method() {
             Method::GET | Method::HEAD => match begin() {
