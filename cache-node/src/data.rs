@@ -111,7 +111,7 @@ async fn introduce(mut stream: TcpStream, node: Arc<Node>, lanes: Vec<Addr<Shard
         let hello = match greeting {
             ToNode::Hello(hello) => hello,
             ToNode::Join(join) => return join_seed(stream, reader, join, &node, inbox).await,
-            ToNode::Request(_) => return Err(WireError::NoGreeting.into()),
+            ToNode::Request(_) | ToNode::GetMany(_) => return Err(WireError::NoGreeting.into()),
         };
         if hello.protocol != PROTOCOL {
             let message =
@@ -321,6 +321,7 @@ fn take_in(
             Err(error) => break Err(error),
         };
         match ToNode::decode(frame) {
+            Ok(ToNode::GetMany(many)) => lane.hits(moment, &many, &mut leaving.bytes.borrow_mut()),
             Ok(ToNode::Request(request)) => works.extend(take_request(request, outbox, &lane.node)),
             Ok(ToNode::Hello(_) | ToNode::Join(_)) => break Err(WireError::Field("second greeting")),
             Err(error) => break Err(error),
@@ -449,7 +450,23 @@ async fn write(mut to: OwnedWriteHalf, outbox: &Outbox, leaving: &Leaving, lane:
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use sharding::wire::FromNode;
+
     use super::*;
+
+    /// What leaves at once when these frames have come in.
+    pub(crate) fn answered_at_once(frames: &[u8], lane: &Rc<Lane>) -> Vec<Answer> {
+        let (mut reader, outbox, leaving) = (FrameReader::new(4096), Arc::default(), Leaving::default());
+        reader.space().extend_from_slice(frames);
+        take_in(&mut reader, &outbox, &leaving, lane).expect("sound frames");
+        let (mut sent, mut answers) = (FrameReader::new(usize::MAX), Vec::new());
+        sent.space().extend_from_slice(&leaving.bytes.borrow());
+        while let Some(frame) = sent.next_frame().expect("a node's own") {
+            let FromNode::Answer(answer) = FromNode::decode(frame).expect("as above") else { panic!("a greeting") };
+            answers.push(answer);
+        }
+        answers
+    }
 
     /// Takes in the same frames twice, and gives the allocations of the second time and the bytes that would leave.
     pub(crate) fn allocations(frames: &[u8], lane: &Rc<Lane>) -> (u64, usize) {

@@ -34,7 +34,7 @@ use crate::reply::Reply;
 use crate::shard_region::{FenceSays, Notice, Serve};
 pub(crate) use actor::{ShardActor, SharedShard, Told};
 use entries::{Entries, Entry, Value};
-use freshness::{Age, Lifetime};
+use freshness::{Age, At, Lifetime};
 use handing::{Handing, Parked, Seal};
 use writing::Writer;
 pub(crate) use writing::{WriteEnded, Writing};
@@ -188,7 +188,7 @@ pub(crate) struct Shard {
     refreshes_from: Vec<Instant>,
     keys: Keys<Waiter, Writer>,
     /// For each region: what was trusted when its loads in the air were looked at last.
-    trusted: Vec<u64>,
+    trusted: Vec<At>,
     /// It looks again after those who wait for a write or a fence.
     is_looking: bool,
     /// It is released, and waits for the outcome of its writes.
@@ -231,7 +231,7 @@ impl Shard {
 
     /// What a fresh entry with a value answers; `None`: ask the actor. Requires: the node's lease holds, and did when `now`
     /// was taken.
-    pub(crate) fn hit(&mut self, region: usize, key: &[u8], now: Instant) -> Option<Entry<Value<'_>>> {
+    pub(crate) fn hit(&mut self, region: usize, key: &[u8], now: At) -> Option<Entry<Value<'_>>> {
         if !self.node.is_of(self.serve.shard, self.serve.tenure) || self.is_sealed() || !self.keys.is_quiet() {
             return None;
         }
@@ -251,11 +251,11 @@ impl Shard {
     }
 
     /// Whether an entry that is being read is to be loaded anew before its time.
-    pub(crate) fn wants_ahead(&self, region: usize, lifetime: &Lifetime, now: Instant) -> bool {
+    pub(crate) fn wants_ahead(&self, region: usize, lifetime: &Lifetime, now: At) -> bool {
         lifetime.is_ending(now)
             && fastrand::u8(..AHEAD_CHANCE) == 0
             && self.node.regions[region].is_idle()
-            && self.refreshes_from[region] <= now
+            && At::from(self.refreshes_from[region]) <= now
     }
 
     fn get(&mut self, work: Work, now: Instant) {
@@ -283,7 +283,7 @@ impl Shard {
         let lifetime = entry.lifetime;
         waiter.reply.send(answer(entry.to_owned(), served, true, now));
         let wants_refresh =
-            if is_fresh { self.wants_ahead(key.0, &lifetime, now) } else { self.refreshes_from[key.0] <= now };
+            if is_fresh { self.wants_ahead(key.0, &lifetime, now.into()) } else { self.refreshes_from[key.0] <= now };
         if wants_refresh {
             self.keys.handle_refresh(key.clone());
         }
@@ -495,7 +495,8 @@ pub(crate) async fn watched<T>(what: impl Future<Output = T>, mut look_at: Insta
 }
 
 /// How an answer was come by, as the router is told.
-pub(crate) fn how(lifetime: &Lifetime, served: Served, kept: bool, now: Instant) -> WireEntry {
+pub(crate) fn how(lifetime: &Lifetime, served: Served, kept: bool, now: impl Into<At>) -> WireEntry {
+    let now = now.into();
     WireEntry { served, kept, age: lifetime.since_sent(now), ttl_ms: lifetime.ttl_ms(now) }
 }
 

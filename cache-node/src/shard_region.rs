@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use actix::{Actor, Addr, AsyncContext, Context, Handler, Message};
 use bytes::{Bytes, BytesMut};
 use sharding::epoch::Epoch;
+use sharding::form::is_json;
 use sharding::hash::shard_of;
 use sharding::id::ShardId;
 use sharding::load::ShardCount;
 use sharding::membership::After;
-use sharding::wire::{self, Answer, Failure, FrameReader, GetRef};
+use sharding::wire::{self, Answer, Etag, Failure, FrameReader, GetMany, GetRef, Hit};
 use tokio::sync::OwnedSemaphorePermit;
 use transport::upstream::Upstream;
 
@@ -24,7 +25,8 @@ use crate::fencing::Wanted;
 use crate::node::Node;
 use crate::pass_through::PassThrough;
 use crate::region::Region;
-use crate::shard::entries::Entries;
+use crate::shard::entries::{Entries, Value};
+use crate::shard::freshness::At;
 use crate::shard::{Ahead, Batch, Op, Resize, Shard, ShardActor, SharedShard, Stop, Sweep, Work, how};
 use crate::taking::{Beginning, Deferred, Taking, Wish};
 
@@ -32,6 +34,8 @@ use crate::taking::{Beginning, Deferred, Taking, Wish};
 const SWEEP_PERIOD: Duration = Duration::from_secs(30);
 /// Pause between two parts of a sweep.
 const SWEEP_PAUSE: Duration = Duration::from_millis(250);
+/// An answer with many hits that is as long takes no more of them: what is left is asked for one by one.
+const HITS_BYTES: usize = 256 * 1024;
 
 /// A shard that is served on this lane.
 struct Served {
@@ -42,7 +46,7 @@ struct Served {
 /// The moment at which what has arrived on a connection is looked at.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
-    now: Instant,
+    now: At,
     holds_lease: bool,
 }
 
@@ -50,7 +54,7 @@ impl Moment {
     /// This one. The lease is looked at after everything has arrived that is answered by it, so each answer was right at
     /// some time between its request and itself.
     pub(crate) fn now(node: &Node) -> Self {
-        Self { now: Instant::now(), holds_lease: node.holds_lease() }
+        Self { now: Instant::now().into(), holds_lease: node.holds_lease() }
     }
 }
 
@@ -75,30 +79,69 @@ impl Lane {
     /// Room for the entries of one more shard.
     pub(crate) fn empty_entries(&self) -> Vec<Entries> {
         let n_owned = self.n_owned.get();
-        let part = |region: &Region| Entries::new(region.shard_bytes(n_owned), region.metrics.entries.clone());
+        let part = |region: &Region| {
+            let is_json = is_json(&region.content_type);
+            Entries::new(region.shard_bytes(n_owned), is_json, region.metrics.entries.clone())
+        };
         self.node.regions.iter().map(part).collect()
     }
 
     /// Answers from memory at once, if a fresh entry of this lane can; whether it did.
     pub(crate) fn hit(&self, moment: Moment, get: &GetRef<'_>, out: &mut BytesMut) -> bool {
-        let Moment { now, holds_lease: true } = moment else { return false };
         let ask = &get.ask;
         let Some(region) = self.node.region(ask.region) else { return false };
         // A router whose map has another number of shards is told so elsewhere.
-        if shard_of(&self.node.regions[region].name, ask.key, self.node.n_shards) != ask.shard {
+        if self.shard_of(region, ask.key) != ask.shard {
+            return false;
+        }
+        self.find(moment, (region, ask.shard, ask.key), |entry, etag, value| {
+            Answer::encode_value(get.id, &entry, etag, &value, out);
+        })
+    }
+
+    /// Answers those of many keys that a fresh entry of this lane can, as long as their answer is not too long.
+    pub(crate) fn hits(&self, moment: Moment, many: &GetMany, out: &mut BytesMut) {
+        let Some(region) = self.node.region(&many.region) else {
+            return Answer::encode_hits(many.id, out, |_| {});
+        };
+        let begin = out.len();
+        Answer::encode_hits(many.id, out, |hits| {
+            for (place, key) in (0..).zip(many.keys.iter()) {
+                if hits.bytes() - begin >= HITS_BYTES {
+                    return;
+                }
+                self.find(moment, (region, self.shard_of(region, key), key), |entry, etag, value| {
+                    hits.put(&Hit { place, entry, etag, form: value.form(), value: &value });
+                });
+            }
+        });
+    }
+
+    fn shard_of(&self, region: usize, key: &[u8]) -> ShardId {
+        shard_of(&self.node.regions[region].name, key, self.node.n_shards)
+    }
+
+    /// Gives what a fresh entry of this lane answers, if there is one; whether there was.
+    fn find(
+        &self,
+        Moment { now, holds_lease }: Moment,
+        (region, shard, key): (usize, ShardId, &[u8]),
+        give: impl FnOnce(wire::Entry, Etag, Value<'_>),
+    ) -> bool {
+        if !holds_lease {
             return false;
         }
         let shards = self.shards.borrow();
-        let Some(Some(served)) = shards.get(ask.shard.index()) else { return false };
+        let Some(Some(served)) = shards.get(shard.index()) else { return false };
         let mut shard = served.shard.borrow_mut();
         let Some(shard) = &mut *shard else { return false };
-        let Some(entry) = shard.hit(region, ask.key, now) else { return false };
+        let Some(entry) = shard.hit(region, key, now) else { return false };
         let Some((value, etag)) = &entry.content else { return false };
         let lifetime = entry.lifetime;
-        Answer::encode_value(get.id, &how(&lifetime, wire::Served::Hit, true, now), *etag, value, out);
+        give(how(&lifetime, wire::Served::Hit, true, now), *etag, *value);
         self.hits.borrow_mut()[region] += 1;
         if shard.wants_ahead(region, &lifetime, now) {
-            served.actor.do_send(Ahead((region, Bytes::copy_from_slice(ask.key))));
+            served.actor.do_send(Ahead((region, Bytes::copy_from_slice(key))));
         }
         true
     }

@@ -1,5 +1,7 @@
 //! One request from the router to the owner of its key, and again when the first try meets a setback.
 
+mod many;
+
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -149,12 +151,15 @@ impl Forwarder {
     /// Sends a read to its owner, if there is nothing to be waited for before. `left`: the time that its client still waits.
     pub(crate) fn begin(&self, view: &Arc<View>, region: &RegionName, key: &[u8], left: Duration) -> Option<Begun> {
         let shard = shard_of(region, key, view.map.n_shards());
-        // Nothing else looks at the time until then.
-        let patience = PATIENCE.min(self.request_timeout / 2);
-        let begin = self.upstream.begin(&view.map.owner_of(shard)?.data, shard, patience)?;
+        let begin = self.upstream.begin(&view.map.owner_of(shard)?.data, shard, self.patience())?;
         let ask = AskRef { deadline: left, epoch: view.map.epoch(), shard, region: region.as_str().as_bytes(), key };
         let asking = begin.ask(|id, out| GetRef { id, ask }.encode(out));
         Some(Begun { view: Arc::clone(view), shard, asking, setback: None })
+    }
+
+    /// Of a first try: nothing else looks at the time until then.
+    fn patience(&self) -> Duration {
+        PATIENCE.min(self.request_timeout / 2)
     }
 
     /// Reads a key: as [`Forwarder::ask`], in the shortest way that there is.
@@ -163,9 +168,10 @@ impl Forwarder {
         view: &Arc<View>,
         region: &RegionName,
         key: Bytes,
+        came_at: Instant,
     ) -> Result<AnswerBody, ForwardError> {
-        let came_at = Instant::now();
-        let mut begun = self.begin(view, region, &key, self.request_timeout);
+        let left = (came_at + self.request_timeout).saturating_duration_since(Instant::now());
+        let mut begun = self.begin(view, region, &key, left);
         if let Some(begun) = &mut begun
             && let Some(answer) = begun.answer().await
         {
@@ -185,13 +191,25 @@ impl Forwarder {
         let Some(Begun { view, shard, asking, setback }) = begun else {
             return self.ask(Question::Get, region, key, came_at).await;
         };
-        let deadline = came_at + self.request_timeout;
-        let wish = Wish { question: Question::Get, region, key, deadline, may_be_done: Cell::new(false) };
         let answer = match setback {
             Some(setback) => Ok(setback),
-            None => self.upstream.answer(asking, shard, deadline).await,
+            None => self.upstream.answer(asking, shard, came_at + self.request_timeout).await,
         };
-        match self.met(answer, shard, &wish) {
+        self.follow(answer, (view, shard), region, key, came_at).await
+    }
+
+    /// As [`Forwarder::ask`] for a read whose first try has brought this.
+    async fn follow(
+        &self,
+        first: Result<AnswerBody, UpstreamError>,
+        (view, shard): (Arc<View>, ShardId),
+        region: &RegionName,
+        key: Bytes,
+        came_at: Instant,
+    ) -> Result<AnswerBody, ForwardError> {
+        let deadline = came_at + self.request_timeout;
+        let wish = Wish { question: Question::Get, region, key, deadline, may_be_done: Cell::new(false) };
+        match self.met(first, shard, &wish) {
             Ok(answer) => Ok(answer),
             Err(Met::Final(error)) => Err(error),
             Err(Met::Setback(setback, error)) => self.ask_until(&wish, Some((view, shard, setback, error))).await,

@@ -20,6 +20,7 @@
 //! | [`ownership`] | node side: which shards to serve, and under which lease |
 //! | [`flight`], [`keys`] | owner side: who loads and who writes a key, and who waits for what |
 //! | [`fence`] | what a database compares before it lets a write through |
+//! | [`form`] | how a value stands in JSON |
 //! | [`routing`] | router side: where a request goes, and what its answer means for the next try |
 //! | [`wire`] | the frames on the data port |
 
@@ -31,6 +32,7 @@ pub mod coordinator;
 pub mod epoch;
 pub mod fence;
 pub mod flight;
+pub mod form;
 pub mod hash;
 pub mod id;
 pub mod keys;

@@ -9,11 +9,11 @@ use sharding::id::{KEY_BYTES_MAX, ShardId};
 use sharding::load::ShardLoad;
 use sharding::map::Member;
 use sharding::membership::{After, Incarnation, Renew, Tenure};
-use sharding::wire::{Ask, Control, FrameReader, FromNode, GetRef, Request, RequestBody, ToNode, WireError};
+use sharding::wire::{Ask, Control, FrameReader, FromNode, GetMany, GetRef, Request, RequestBody, ToNode, WireError};
 
 /// Bytes that look like frames often enough to reach every field: a known kind, then small numbers and noise.
 fn nearly_frames() -> impl Strategy<Value = Vec<u8>> {
-    let kind = prop_oneof![1_u8..=12, 32_u8..=40, 64_u8..=75, any::<u8>()];
+    let kind = prop_oneof![1_u8..=13, 32_u8..=40, 64_u8..=76, any::<u8>()];
     let byte = prop_oneof![4 => Just(0_u8), 3 => 0_u8..4, 2 => b'a'..=b'z', 1 => any::<u8>()];
     (kind, proptest::collection::vec(byte, 0..120)).prop_map(|(kind, mut body)| {
         body.insert(0, kind);
@@ -55,6 +55,7 @@ proptest! {
             Ok(ToNode::Join(join)) if join.protocol != sharding::wire::PROTOCOL => return Ok(()),
             Ok(ToNode::Hello(hello)) => hello.encode(&mut out),
             Ok(ToNode::Join(join)) => join.encode(&mut out),
+            Ok(ToNode::GetMany(many)) => GetMany::encode_keys(many.id, &many.region, many.keys.iter(), &mut out),
             Ok(ToNode::Request(request)) => request.encode(&mut out),
             Err(_) => return Ok(()),
         }

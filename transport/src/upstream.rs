@@ -302,6 +302,11 @@ impl Upstream {
         self.answer(asking, shard, deadline).await
     }
 
+    /// Lanes of the node at `address`, as far as it is known.
+    pub fn n_lanes(&self, address: &str) -> NonZeroU16 {
+        self.links.borrow().get(address).map_or(NonZeroU16::MIN, |link| link.n_lanes.get())
+    }
+
     /// A question to the lane of a shard that can be sent at once: the connection is open and nothing speaks against it.
     pub fn begin(&self, address: &str, shard: ShardId, patience: Duration) -> Option<Begin> {
         let link = Rc::clone(self.links.borrow().get(address)?);

@@ -16,11 +16,12 @@ use std::time::Instant;
 use bytes::Bytes;
 use hashbrown::HashTable;
 use prometheus_client::metrics::gauge::Gauge;
+use sharding::form::Form;
 use sharding::wire::Etag;
 use slab::Slab;
 use twox_hash::XxHash3_64;
 
-use super::freshness::{Age, Lifetime};
+use super::freshness::{Age, At, Lifetime};
 use crate::metrics::LoadReason;
 use log::{Log, Spot};
 use lost::Lost;
@@ -71,17 +72,25 @@ impl Entry<Value<'_>> {
 /// A value in memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Value<'a> {
-    /// In its entry's record.
-    Inside(&'a [u8]),
+    /// In its entry's record, and how it stands in JSON.
+    Inside(&'a [u8], Option<Form>),
     /// Too large for that.
     Large(&'a Bytes),
 }
 
 impl Value<'_> {
+    /// How it stands in JSON, as far as that is known.
+    pub(crate) const fn form(self) -> Option<Form> {
+        match self {
+            Self::Inside(_, form) => form,
+            Self::Large(_) => None,
+        }
+    }
+
     /// A handle of its own: the same memory if the value is large, else a copy.
     pub(crate) fn to_bytes(self) -> Bytes {
         match self {
-            Self::Inside(value) => Bytes::copy_from_slice(value),
+            Self::Inside(value, _) => Bytes::copy_from_slice(value),
             Self::Large(value) => value.clone(),
         }
     }
@@ -92,7 +101,7 @@ impl Deref for Value<'_> {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Self::Inside(value) => value,
+            Self::Inside(value, _) => value,
             Self::Large(value) => value,
         }
     }
@@ -154,6 +163,8 @@ pub(crate) struct Entries {
     /// Values that are too large to stand in their records.
     large: Slab<Bytes>,
     bytes_max: u64,
+    /// The region's values are JSON.
+    is_json: bool,
     /// When entries of another node were known to be true last; of several times the first.
     handed: i64,
     lost: Lost,
@@ -172,9 +183,9 @@ pub(crate) struct EntryGauges {
 pub(crate) struct TooLarge;
 
 impl Entries {
-    pub(crate) fn new(bytes_max: u64, gauges: EntryGauges) -> Self {
+    pub(crate) fn new(bytes_max: u64, is_json: bool, gauges: EntryGauges) -> Self {
         let (table, queues, large, lost) = (HashTable::new(), Queues::default(), Slab::new(), Lost::default());
-        Self { table, queues, large, bytes_max, handed: i64::MAX, lost, gauges }
+        Self { table, queues, large, bytes_max, is_json, handed: i64::MAX, lost, gauges }
     }
 
     /// Where what is known of a key is.
@@ -183,7 +194,7 @@ impl Entries {
     }
 
     /// What is known of a key, unless it is gone.
-    pub(crate) fn get(&mut self, key: &[u8], now: Instant) -> Option<Entry<Value<'_>>> {
+    pub(crate) fn get(&mut self, key: &[u8], now: impl Into<At>) -> Option<Entry<Value<'_>>> {
         let place = self.place(hash_of(key), key)?;
         self.queues.of_mut(place).get_mut(place.spot()).touch();
         Some(self.entry(place)).filter(|entry| entry.lifetime.age(now) != Age::Gone)
@@ -219,7 +230,7 @@ impl Entries {
         if self.bytes() + charge_of(key, entry) > self.bytes_max {
             return false;
         }
-        let mut record = record::make(key, entry, true, &mut self.large);
+        let mut record = record::make(key, entry, (true, self.is_json), &mut self.large);
         // The other one has found it worth its room.
         record.touch();
         self.handed = self.handed.min(entry.lifetime.trusted);
@@ -242,7 +253,7 @@ impl Entries {
             }
             return Err(TooLarge);
         }
-        let mut record = record::make(key, entry, false, &mut self.large);
+        let mut record = record::make(key, entry, (false, self.is_json), &mut self.large);
         let Some(place) = place else {
             let was_evicted = self.lost.why(hash) == Some(LoadReason::Evicted);
             self.make_room(charge);
@@ -404,7 +415,7 @@ mod tests {
 
     fn entries(bytes_max: u64) -> (Entries, EntryGauges) {
         let gauges = EntryGauges { entries: Gauge::default(), bytes: Gauge::default() };
-        (Entries::new(bytes_max, gauges.clone()), gauges)
+        (Entries::new(bytes_max, false, gauges.clone()), gauges)
     }
 
     fn entry(len: usize, sent: Instant) -> Entry {

@@ -42,16 +42,35 @@ const NANOS_PER_MILLI: i64 = 1_000_000;
 /// Four years before: nothing that is served is so old, and it takes no more than 48 bits.
 const SENT_MIN: i64 = -(1 << 47);
 
-fn nanos(at: Instant) -> i64 {
-    let start = *START;
-    match at.checked_duration_since(start) {
-        Some(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
-        None => i64::try_from((start - at).as_nanos()).map_or(i64::MIN, |before| -before),
+/// A moment, in nanoseconds since [`START`]. What is asked many things of one moment asks for it once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct At(i64);
+
+impl At {
+    /// Before all others.
+    pub(crate) const EVER: Self = Self(i64::MIN);
+
+    pub(super) const fn nanos(self) -> i64 {
+        self.0
+    }
+
+    pub(super) const fn of_nanos(nanos: i64) -> Self {
+        Self(nanos)
+    }
+
+    const fn micros(self) -> i64 {
+        self.0.div_euclid(NANOS_PER_MICRO)
     }
 }
 
-fn micros(nanos: i64) -> i64 {
-    nanos.div_euclid(NANOS_PER_MICRO)
+impl From<Instant> for At {
+    fn from(at: Instant) -> Self {
+        let start = *START;
+        Self(match at.checked_duration_since(start) {
+            Some(after) => i64::try_from(after.as_nanos()).unwrap_or(i64::MAX),
+            None => i64::try_from((start - at).as_nanos()).map_or(i64::MIN, |before| -before),
+        })
+    }
 }
 
 fn millis(duration: Duration) -> u32 {
@@ -70,7 +89,7 @@ impl Freshness {
     /// The lifetime of what a load sent at `sent` brought. `chance` is in `[0, 1)`; jitter only shortens.
     pub(crate) fn lifetime(&self, sent: Instant, is_absent: bool, chance: f64) -> Lifetime {
         let shortened = |duration: Duration| millis(duration.mul_f64(1.0 - JITTER * chance));
-        let sent = micros(nanos(sent));
+        let sent = At::from(sent).micros();
         let (stale, gone) = if is_absent { (self.absent_ttl, self.absent_ttl) } else { (self.ttl, self.max_stale) };
         Lifetime { sent, trusted: sent, stale: shortened(stale), gone: shortened(gone) }
     }
@@ -81,13 +100,14 @@ impl Lifetime {
     /// to be fresh and to be served.
     pub(crate) fn of_handed(asked_at: Instant, age: Duration, fresh_for: Duration, served_for: Duration) -> Self {
         let old = i64::try_from(age.as_nanos()).unwrap_or(i64::MAX);
-        let sent = micros(nanos(asked_at).saturating_sub(old)).max(SENT_MIN);
-        let trusted = micros(nanos(asked_at));
+        let asked_at = At::from(asked_at);
+        let sent = At(asked_at.0.saturating_sub(old)).micros().max(SENT_MIN);
+        let trusted = asked_at.micros();
         Self { sent, trusted, stale: millis(age + fresh_for), gone: millis(age + served_for) }
     }
 
-    pub(crate) fn age(&self, now: Instant) -> Age {
-        let old = self.old(now);
+    pub(crate) fn age(&self, now: impl Into<At>) -> Age {
+        let old = self.old(now.into());
         if old < i64::from(self.stale) * NANOS_PER_MILLI {
             Age::Fresh
         } else if old < i64::from(self.gone) * NANOS_PER_MILLI {
@@ -98,39 +118,39 @@ impl Lifetime {
     }
 
     /// Nanoseconds since it was sent.
-    fn old(&self, now: Instant) -> i64 {
-        nanos(now).saturating_sub(self.sent * NANOS_PER_MICRO)
+    fn old(&self, now: At) -> i64 {
+        now.0.saturating_sub(self.sent * NANOS_PER_MICRO)
     }
 
     /// Time since the load was sent that brought it.
-    pub(crate) fn since_sent(&self, now: Instant) -> Duration {
-        Duration::from_nanos(u64::try_from(self.old(now)).unwrap_or(0))
+    pub(crate) fn since_sent(&self, now: impl Into<At>) -> Duration {
+        Duration::from_nanos(u64::try_from(self.old(now.into())).unwrap_or(0))
     }
 
     /// When it was known to be true last.
-    pub(crate) fn trusted_at(&self) -> Instant {
-        *START + Duration::from_micros(u64::try_from(self.trusted).unwrap_or(0))
+    pub(crate) const fn trusted_at(&self) -> At {
+        At(self.trusted.saturating_mul(NANOS_PER_MICRO))
     }
 
     /// For how long it is fresh, from `now` on.
-    pub(crate) fn fresh_for(&self, now: Instant) -> Duration {
+    pub(crate) fn fresh_for(&self, now: impl Into<At>) -> Duration {
         Duration::from_millis(self.stale.into()).saturating_sub(self.since_sent(now))
     }
 
     /// For how long it is served, from `now` on.
-    pub(crate) fn served_for(&self, now: Instant) -> Duration {
+    pub(crate) fn served_for(&self, now: impl Into<At>) -> Duration {
         Duration::from_millis(self.gone.into()).saturating_sub(self.since_sent(now))
     }
 
     /// Whether it will be stale soon. What is absent never is.
-    pub(crate) fn is_ending(&self, now: Instant) -> bool {
-        let left = i64::from(self.stale) * NANOS_PER_MILLI - self.old(now);
+    pub(crate) fn is_ending(&self, now: impl Into<At>) -> bool {
+        let left = i64::from(self.stale) * NANOS_PER_MILLI - self.old(now.into());
         self.stale < self.gone && left < i64::from(self.stale / ENDING_PART) * NANOS_PER_MILLI
     }
 
     /// Milliseconds until it is stale; negative afterwards.
-    pub(crate) fn ttl_ms(&self, now: Instant) -> i64 {
-        (i64::from(self.stale) * NANOS_PER_MILLI - self.old(now)) / NANOS_PER_MILLI
+    pub(crate) fn ttl_ms(&self, now: impl Into<At>) -> i64 {
+        (i64::from(self.stale) * NANOS_PER_MILLI - self.old(now.into())) / NANOS_PER_MILLI
     }
 }
 
@@ -177,7 +197,7 @@ mod tests {
         let (hour, asked_at) = (3600 * SECOND, *NOW);
         let lifetime = Lifetime::of_handed(asked_at, hour, SECOND, 2 * SECOND);
         assert_eq!((lifetime.since_sent(asked_at), lifetime.fresh_for(asked_at)), (hour, SECOND));
-        assert_eq!((lifetime.served_for(asked_at + SECOND), lifetime.trusted_at()), (SECOND, asked_at));
+        assert_eq!((lifetime.served_for(asked_at + SECOND), lifetime.trusted_at()), (SECOND, asked_at.into()));
         assert_eq!(lifetime.age(asked_at + SECOND), Age::Stale);
         assert_eq!(lifetime.age(asked_at + 2 * SECOND), Age::Gone);
         let ages = Lifetime::of_handed(asked_at, Duration::MAX / 4, hour, hour);

@@ -1,22 +1,22 @@
 //! Since when what was read from the database is known to have been heard of if it changed.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Instant;
+
+use super::freshness::At;
 
 /// Of one region; shared by all shards. It only rises.
 #[derive(Debug)]
 pub(crate) struct Trust {
-    /// What the other time counts from.
-    started: Instant,
-    /// Nanoseconds; 0: everything is trusted for as long as it lives.
-    from: AtomicU64,
+    /// As [`At::nanos`]. First everything is trusted for as long as it lives.
+    from: AtomicI64,
     /// The database is heard, or says nothing of changes at all.
     is_heard: AtomicBool,
 }
 
 impl Trust {
-    pub(crate) fn new() -> Self {
-        Self { started: Instant::now(), from: AtomicU64::new(0), is_heard: AtomicBool::new(true) }
+    pub(crate) const fn new() -> Self {
+        Self { from: AtomicI64::new(At::EVER.nanos()), is_heard: AtomicBool::new(true) }
     }
 
     pub(crate) fn set_heard(&self, is_heard: bool) {
@@ -30,19 +30,17 @@ impl Trust {
 
     /// What was read before `now` is not served any more.
     pub(crate) fn begin(&self, now: Instant) {
-        let nanos = now.saturating_duration_since(self.started).as_nanos();
-        self.from.fetch_max(u64::try_from(nanos).unwrap_or(u64::MAX), Ordering::AcqRel);
+        self.from.fetch_max(At::from(now).nanos(), Ordering::AcqRel);
     }
 
-    /// Since when; only to be compared with another answer.
-    pub(crate) fn from(&self) -> u64 {
-        self.from.load(Ordering::Acquire)
+    /// Since when.
+    pub(crate) fn from(&self) -> At {
+        At::of_nanos(self.from.load(Ordering::Acquire))
     }
 
     /// Whether what was asked for at this moment may be served.
-    pub(crate) fn holds(&self, sent: Instant) -> bool {
-        let from = self.from.load(Ordering::Acquire);
-        from == 0 || sent.saturating_duration_since(self.started).as_nanos() >= u128::from(from)
+    pub(crate) fn holds(&self, sent: impl Into<At>) -> bool {
+        sent.into() >= self.from()
     }
 }
 

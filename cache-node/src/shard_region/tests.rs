@@ -5,6 +5,7 @@ use std::path::Path;
 use bytes::{Bytes, BytesMut};
 use clap::Parser;
 use sharding::epoch::Term;
+use sharding::form::Form;
 use sharding::hash::shard_of;
 use sharding::id::NodeId;
 use sharding::map::{Member, ShardMap};
@@ -144,7 +145,7 @@ impl Scene {
         Self { node, lanes, outbox: Arc::default(), _dir: dir }
     }
 
-    fn shard(&self, key: &'static str) -> ShardId {
+    fn shard(&self, key: &str) -> ShardId {
         let map = self.node.map().expect("a map");
         shard_of(&self.node.regions[0].name, key.as_bytes(), map.n_shards())
     }
@@ -263,6 +264,48 @@ async fn a_hit_allocates_nothing_sends_no_message_and_stays_on_its_thread() {
     // What leaves was written by the connection itself: no message, no reply, no other thread had a part in it.
     assert!(bytes > N * "one".len() && scene.node.regions[0].metrics.hit.get() == 2 * N as u64, "{bytes} bytes");
     assert_eq!(scene.node.metrics.wrong_lane.get(), 0);
+}
+
+/// Asks the lane of "1" for many keys: the places and values of those that are answered at once.
+async fn ask_many(scene: &Scene, region: &str, keys: &[&'static str]) -> Vec<(u32, Option<Form>, Vec<u8>)> {
+    let mut frame = BytesMut::new();
+    GetMany::encode_keys(7, region.as_bytes(), keys.iter().map(|key| key.as_bytes()), &mut frame);
+    let answers = scene.on_lane("1", move |region, _| data::tests::answered_at_once(&frame, &region.lane)).await;
+    let [Answer { id: 7, body: AnswerBody::Hits(hits) }] = &answers[..] else { panic!("{answers:?}") };
+    hits.iter().map(|hit| (hit.place, hit.form, hit.value.to_vec())).collect()
+}
+
+#[actix_rt::test]
+async fn of_many_keys_those_in_memory_are_answered_at_once_and_the_others_are_not_loaded() {
+    let scene = Scene::new(LOAD);
+    let lane = |key: &str| scene.shard(key).lane(scene.node.n_lanes);
+    let (here, there): (Vec<_>, Vec<_>) =
+        ["2", "3", "4", "5", "6", "7", "8", "9"].into_iter().partition(|key| lane(key) == lane("1"));
+    let ([written, absent, cold, ..], [elsewhere, ..]) = (&here[..], &there[..]) else { panic!("{here:?}") };
+    scene.forgotten(written).await;
+    scene.put(1, written, "t\nwo");
+    assert!(matches!(scene.answer().await, AnswerBody::Written(_)));
+    for key in ["1", absent, elsewhere] {
+        scene.get(key).await;
+    }
+    let n_operations = scene.n_operations();
+    let keys = ["1", cold, absent, written, elsewhere, "1"];
+    let one = |place| (place, Some(Form::Plain), b"one".to_vec());
+    assert_eq!(ask_many(&scene, "things", &keys).await, [one(0), (3, None, b"t\nwo".to_vec()), one(5)]);
+    assert_eq!((scene.n_operations(), scene.node.regions[0].metrics.hit.get()), (n_operations, 3));
+    assert_eq!(ask_many(&scene, "nothings", &keys).await, []);
+    scene.lane_of("1").do_send(Release { shard: scene.shard("1") });
+    assert_eq!(ask_many(&scene, "things", &["1"]).await, []);
+}
+
+#[actix_rt::test]
+async fn an_answer_with_many_hits_is_bounded() {
+    let scene = Scene::new(LOAD);
+    scene.forgotten("1").await;
+    scene.put(1, "1", vec![b'v'; HITS_BYTES / 2]);
+    assert!(matches!(scene.answer().await, AnswerBody::Written(_)));
+    let places: Vec<_> = ask_many(&scene, "things", &["1"; 9]).await.into_iter().map(|(place, ..)| place).collect();
+    assert_eq!(places, [0, 1]);
 }
 
 #[actix_rt::test]

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use loadtest::cluster::Signal;
 use loadtest::history::{Call, Checked, Outcome, Recorder, check, lost_writes};
+use serde_json::{Value, json};
 
 use super::writing::plan;
 use super::*;
@@ -64,9 +65,11 @@ fn client(routers: &[String], recorder: &Recorder, number: u64, run: usize, is_o
     let mut n_writes = 0;
     while !is_over.load(Ordering::Relaxed) {
         let key = format!("r{run}-{}", fastrand::u64(..KEYS));
-        let url = format!("{}/things/{key}", fastrand::choice(routers).expect("a router"));
+        let region = format!("{}/things", fastrand::choice(routers).expect("a router"));
+        let url = format!("{region}/{key}");
         let (call, request) = match fastrand::u32(..10) {
-            0..5 => (Call::Read, client.get(url)),
+            0..3 => (Call::Read, client.get(url)),
+            3..5 => (Call::Read, client.post(region).json(&json!({ "keys": [key] }))),
             5..9 => {
                 n_writes += 1;
                 let value = format!("c{number}-{n_writes}");
@@ -77,6 +80,7 @@ fn client(routers: &[String], recorder: &Recorder, number: u64, run: usize, is_o
         let is_read = call == Call::Read;
         let pending = recorder.begin(number, &key, call);
         let answer = request.send().map(|answer| (answer.status().as_u16(), answer.text().unwrap_or_default()));
+        let answer = answer.map(|answer| of_one(&answer.1).unwrap_or(answer));
         pending.end(match (is_read, answer) {
             (true, Ok((200, value))) => Outcome::Found(Some(value)),
             (true, Ok((404, _))) => Outcome::Found(None),
@@ -88,6 +92,13 @@ fn client(routers: &[String], recorder: &Recorder, number: u64, run: usize, is_o
         });
         std::thread::sleep(THINK_MAX.mul_f64(fastrand::f64()));
     }
+}
+
+/// What the answer to a request for many keys says of the only one, if it is such an answer.
+fn of_one(body: &str) -> Option<(u16, String)> {
+    let body: Value = serde_json::from_str(body).ok()?;
+    let result = &body["results"][0];
+    Some((result["status"].as_u64()?.try_into().ok()?, result["text"].as_str().unwrap_or_default().to_owned()))
 }
 
 /// Waits until every shard is served again; gives how long that took.

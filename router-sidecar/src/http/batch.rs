@@ -10,18 +10,17 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use sharding::form::{Form, is_json, is_plain};
 use sharding::id::KEY_BYTES_MAX;
-use sharding::wire::{AnswerBody, RegionInfo};
+use sharding::wire::{AnswerBody, Hit, KEYS_MAX, RegionInfo};
 use tokio::time::{Instant, timeout};
+use transport::upstream::UpstreamError;
 
 use super::HttpState;
 use super::error::Problem;
-use crate::forward::{Begun, ForwardError};
+use crate::forward::ForwardError;
 use crate::map_watch::View;
 
-/// Keys of one request that are asked for at a time.
-const IN_FLIGHT_MAX: usize = 256;
 /// What a result takes beside its value, about.
 const RESULT_BYTES: usize = 128;
 const JSON: &str = "application/json";
@@ -75,82 +74,99 @@ pub(super) async fn post(
     if keys.len() > state.batch_keys_max {
         return Err(Problem::too_many_keys(keys.len(), state.batch_keys_max));
     }
-    let is_json = region.content_type.split(';').next().is_some_and(|media| media.trim() == "application/json");
-    let answers = ask_all(state, (view, region), &keys).await;
-    let value_bytes = answers.iter().map(value_bytes).sum::<usize>().min(state.batch_bytes_max);
-    let mut results = Results::new(state.batch_bytes_max, value_bytes + keys.len() * RESULT_BYTES, is_json);
-    for (Key(key), answer) in keys.iter().zip(answers) {
-        results.push(key, answer);
+    let is_json = is_json(&region.content_type);
+    let (came_at, mut results) = (Instant::now(), Results::new(state.batch_bytes_max, is_json));
+    for keys in keys.chunks(KEYS_MAX) {
+        answer(state, (view, region), keys, came_at, &mut results).await;
     }
     Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).content_type(JSON).body(results.finish()))
 }
 
 type KeyAnswer = Result<AnswerBody, ForwardError>;
 
-fn value_bytes(answer: &Option<KeyAnswer>) -> usize {
+/// What has come of a key when all its lane was asked for what is in memory there.
+#[derive(Clone, Copy)]
+enum First<'a> {
+    Hit(Hit<'a>),
+    /// Its owner was asked in vain.
+    Failed(&'a UpstreamError),
+    /// It is to be asked for alone.
+    Nothing,
+}
+
+/// Asks for some of the keys of a request, and puts what becomes of them behind what became of those before.
+async fn answer(
+    state: &HttpState,
+    (view, region): (&Arc<View>, &RegionInfo),
+    keys: &[Key<'_>],
+    came_at: Instant,
+    results: &mut Results,
+) {
+    let (forwarder, mut room) = (&state.forwarder, results.room);
+    let deadline = came_at + forwarder.request_timeout;
+    if deadline <= Instant::now() {
+        let passed = || ForwardError::DeadlinePassed(forwarder.request_timeout);
+        return keys.iter().for_each(|Key(key)| results.push(key, Some(Err(passed()))));
+    }
+    // What has no room in the answer is not asked for.
+    let is_asked = |key: &[u8], room| (1..=KEY_BYTES_MAX).contains(&key.len()) && room > 0;
+    let asked = keys.iter().map(|Key(key)| key.as_bytes()).enumerate().filter(|(_, key)| is_asked(key, room));
+    // All questions leave before the first answer is awaited.
+    let begun = forwarder.begin_many(view, &region.name, asked);
+    let came = join_all(begun.into_iter().map(|begun| forwarder.hits(begun, deadline))).await;
+    let mut firsts = vec![First::Nothing; keys.len()];
+    for (places, hits) in &came {
+        match hits {
+            Ok(hits) => hits.iter().for_each(|hit| {
+                if let Some(place) = places.get(hit.place as usize) {
+                    firsts[*place] = First::Hit(hit);
+                }
+            }),
+            Err(error) => places.iter().for_each(|place| firsts[*place] = First::Failed(error)),
+        }
+    }
+    let mut alone = Vec::new();
+    for (place, (Key(key), first)) in keys.iter().zip(&firsts).enumerate() {
+        let error = match first {
+            First::Hit(hit) => {
+                room = room.saturating_sub(hit.value.len());
+                continue;
+            }
+            First::Failed(error) => Some((*error).clone()),
+            First::Nothing => None,
+        };
+        if is_asked(key.as_bytes(), room) {
+            let key = Bytes::copy_from_slice(key.as_bytes());
+            alone.push(async move { (place, forwarder.get_after(error, view, &region.name, key, came_at).await) });
+        }
+    }
+    let alone = join_all(alone).await;
+    results
+        .expect(keys.len(), results.room - room + alone.iter().map(|(_, answer)| value_bytes(answer)).sum::<usize>());
+    let mut alone = alone.into_iter().peekable();
+    for (place, (Key(key), first)) in keys.iter().zip(firsts).enumerate() {
+        match first {
+            First::Hit(hit) => results.push_value(key, &hit),
+            _ => results.push(key, alone.next_if(|(at, _)| *at == place).map(|(_, answer)| answer)),
+        }
+    }
+}
+
+fn value_bytes(answer: &KeyAnswer) -> usize {
     match answer {
-        Some(Ok(AnswerBody::Value { value, .. })) => value.len(),
+        Ok(AnswerBody::Value { value, .. }) => value.len(),
         _ => 0,
     }
 }
 
-/// Asks for all keys, some at a time. Gives the answers in their order; `None` for what is no key.
-///
-/// Most go the short way: all questions leave before the first answer is awaited. What is left goes the long way.
-async fn ask_all(
-    state: &HttpState,
-    (view, region): (&Arc<View>, &RegionInfo),
-    keys: &[Key<'_>],
-) -> Vec<Option<KeyAnswer>> {
-    let (forwarder, came_at, mut bytes) = (&state.forwarder, Instant::now(), 0);
-    let mut answers: Vec<Option<KeyAnswer>> = Vec::with_capacity(keys.len());
-    let deadline = came_at + forwarder.request_timeout;
-    for keys in keys.chunks(IN_FLIGHT_MAX) {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            answers.extend(keys.iter().map(|_| Some(Err(ForwardError::DeadlinePassed(forwarder.request_timeout)))));
-            continue;
-        }
-        let is_full = |bytes: usize| bytes >= state.batch_bytes_max;
-        let is_key = |key: &str| (1..=KEY_BYTES_MAX).contains(&key.len());
-        let begin = |Key(key): &Key<'_>| {
-            let is_asked = is_key(key) && !is_full(bytes);
-            is_asked.then(|| forwarder.begin(view, &region.name, key.as_bytes(), left)).flatten()
-        };
-        let mut long = Vec::new();
-        let begun: Vec<Option<Begun>> = keys.iter().map(begin).collect();
-        for (Key(key), mut begun) in keys.iter().zip(begun) {
-            // What has no room in the answer is not asked for, or not waited for.
-            if is_full(bytes) {
-                answers.push(None);
-                continue;
-            }
-            let answer = match &mut begun {
-                Some(begun) => begun.answer().await.map(Ok),
-                None => None,
-            };
-            if answer.is_none() && is_key(key) {
-                long.push((answers.len(), Bytes::copy_from_slice(key.as_bytes()), begun));
-            }
-            bytes += value_bytes(&answer);
-            answers.push(answer);
-        }
-        let ask = |(at, key, begun): (usize, Bytes, Option<Begun>)| async move {
-            (at, Some(forwarder.go_on(begun, &region.name, key, came_at).await))
-        };
-        for (at, answer) in join_all(long.into_iter().map(ask)).await {
-            bytes += value_bytes(&answer);
-            answers[at] = answer;
-        }
-    }
-    answers
-}
-
 impl Results {
-    fn new(bytes_max: usize, capacity: usize, is_json: bool) -> Self {
-        let mut json = Vec::with_capacity(capacity);
-        json.extend_from_slice(b"{\"results\":[");
-        Self { json, room: bytes_max, bytes_max, is_json }
+    fn new(bytes_max: usize, is_json: bool) -> Self {
+        Self { json: b"{\"results\":[".to_vec(), room: bytes_max, bytes_max, is_json }
+    }
+
+    /// So many keys come, with values of so many bytes, as far as there is room.
+    fn expect(&mut self, keys: usize, bytes: usize) {
+        self.json.reserve(keys * RESULT_BYTES + bytes.min(self.room));
     }
 
     fn finish(mut self) -> Vec<u8> {
@@ -167,39 +183,45 @@ impl Results {
             let detail = format!("a key has 1 to {KEY_BYTES_MAX} bytes, this one has {}", key.len());
             return self.push_failure(key, if key.is_empty() { 400 } else { 414 }, Some(&detail));
         }
-        let has_no_room = match &answer {
-            None => true,
-            Some(Ok(AnswerBody::Value { value, .. })) => self.room < value.len() || self.room == 0,
-            Some(_) => self.room == 0,
-        };
         match answer {
-            _ if has_no_room => {
-                self.room = 0;
-                let bytes_max = self.bytes_max;
-                let detail =
-                    format!("an answer has at most {bytes_max} bytes of values; GET this one, or ask for fewer");
-                self.push_failure(key, 413, Some(&detail));
-            }
             Some(Ok(AnswerBody::Value { entry, etag, value })) => {
-                self.room -= value.len();
-                self.begin(key, 200);
-                // Its quotes are a part of it.
-                let [_, digits @ .., _] = etag.text();
-                self.json.extend_from_slice(b",\"etag\":\"\\\"");
-                self.json.extend_from_slice(&digits);
-                self.json.extend_from_slice(b"\\\"\",\"age\":");
-                self.put_number(entry.age.as_secs());
-                self.json.push(b',');
-                self.put_value(&value);
-                self.json.extend_from_slice(b"},");
+                self.push_value(key, &Hit { place: 0, entry, etag, form: None, value: &value });
             }
+            Some(_) if self.room == 0 => self.push_no_room(key),
+            None => self.push_no_room(key),
             Some(Ok(AnswerBody::Absent(_))) => self.push_failure(key, 404, None),
             Some(Err(error)) => {
                 let problem = Problem::from(error);
                 self.push_failure(key, problem.status.as_u16(), Some(&problem.detail));
             }
-            _ => self.push_failure(key, 500, Some("the owner answers something else")),
+            Some(Ok(_)) => self.push_failure(key, 500, Some("the owner answers something else")),
         }
+    }
+
+    fn push_value(&mut self, key: &str, hit: &Hit<'_>) {
+        let &Hit { entry, etag, form, value, .. } = hit;
+        if self.room < value.len() || self.room == 0 {
+            return self.push_no_room(key);
+        }
+        self.room -= value.len();
+        self.begin(key, 200);
+        // Its quotes are a part of it.
+        let [_, digits @ .., _] = etag.text();
+        self.json.extend_from_slice(b",\"etag\":\"\\\"");
+        self.json.extend_from_slice(&digits);
+        self.json.extend_from_slice(b"\\\"\",\"age\":");
+        self.put_number(entry.age.as_secs());
+        self.json.push(b',');
+        self.put_value(value, form);
+        self.json.extend_from_slice(b"},");
+    }
+
+    /// Nor has anything behind it.
+    fn push_no_room(&mut self, key: &str) {
+        self.room = 0;
+        let bytes_max = self.bytes_max;
+        let detail = format!("an answer has at most {bytes_max} bytes of values; GET this one, or ask for fewer");
+        self.push_failure(key, 413, Some(&detail));
     }
 
     fn push_failure(&mut self, key: &str, status: u16, detail: Option<&str>) {
@@ -223,19 +245,32 @@ impl Results {
     }
 
     /// A value inside JSON: as it is where it is JSON, as a text where it is one, else as base64.
-    fn put_value(&mut self, value: &[u8]) {
-        if self.is_json && serde_json::from_slice::<&RawValue>(value).is_ok() {
-            self.json.extend_from_slice(b"\"value\":");
-            self.json.extend_from_slice(value);
-        } else if is_plain(value) {
-            self.json.extend_from_slice(b"\"text\":");
-            self.put_plain(value);
-        } else if let Ok(text) = std::str::from_utf8(value) {
-            self.json.extend_from_slice(b"\"text\":");
-            self.put_escaped(text);
-        } else {
-            self.json.extend_from_slice(b"\"base64\":");
-            self.put_plain(BASE64.encode(value).as_bytes());
+    fn put_value(&mut self, value: &[u8], form: Option<Form>) {
+        let form = match form {
+            Some(Form::Json) if self.is_json => form,
+            Some(Form::Plain) if !self.is_json => form,
+            // Not known, or found out for a region that was another.
+            _ => Form::of(value, self.is_json),
+        };
+        match form {
+            Some(Form::Json) => {
+                self.json.extend_from_slice(b"\"value\":");
+                self.json.extend_from_slice(value);
+            }
+            Some(Form::Plain) => {
+                self.json.extend_from_slice(b"\"text\":");
+                self.put_plain(value);
+            }
+            None => match std::str::from_utf8(value) {
+                Ok(text) => {
+                    self.json.extend_from_slice(b"\"text\":");
+                    self.put_escaped(text);
+                }
+                Err(_) => {
+                    self.json.extend_from_slice(b"\"base64\":");
+                    self.put_plain(BASE64.encode(value).as_bytes());
+                }
+            },
         }
     }
 
@@ -257,13 +292,6 @@ impl Results {
     }
 }
 
-/// Whether these bytes stand in a JSON string as they are: printable ASCII without quotes and backslashes. Without a way out
-/// in the middle, so that many bytes are looked at together.
-fn is_plain(bytes: &[u8]) -> bool {
-    let is_plain = |byte: u8| (b' '..0x7f).contains(&byte) & (byte != b'"') & (byte != b'\\');
-    bytes.iter().fold(true, |all, &byte| all & is_plain(byte))
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -279,7 +307,7 @@ mod tests {
     }
 
     fn json(key: &str, value: &[u8], is_json: bool) -> String {
-        let mut results = Results::new(1 << 20, 0, is_json);
+        let mut results = Results::new(1 << 20, is_json);
         results.push(key, answer(value));
         String::from_utf8(results.finish()).expect("UTF-8")
     }
@@ -300,7 +328,7 @@ mod tests {
 
     #[test]
     fn what_has_no_value_says_why() {
-        let mut results = Results::new(3, 0, false);
+        let mut results = Results::new(3, false);
         results.push("", None);
         results.push("a", answer(b"12"));
         results.push("b", answer(b"12"));
@@ -309,7 +337,7 @@ mod tests {
         let statuses: Vec<_> = body["results"].as_array().expect("a list").iter().map(|one| &one["status"]).collect();
         assert_eq!(statuses, [400, 200, 413, 413]);
         assert!(body["results"][3]["detail"].as_str().is_some_and(|detail| detail.contains("3 bytes")));
-        assert_eq!(Results::new(3, 0, false).finish(), br#"{"results":[]}"#);
+        assert_eq!(Results::new(3, false).finish(), br#"{"results":[]}"#);
     }
 
     proptest! {

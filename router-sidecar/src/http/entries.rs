@@ -10,6 +10,7 @@ use actix_web::http::header::{AGE, CACHE_CONTROL, CONTENT_TYPE, ETAG, HeaderName
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::{BufMut, Bytes, BytesMut};
 use sharding::wire::{AnswerBody, Entry, Etag, Served};
+use tokio::time::Instant;
 
 use super::HttpState;
 use super::error::Problem;
@@ -27,7 +28,7 @@ pub(super) async fn get(
     (view, region): (&Arc<View>, usize),
     key: Bytes,
 ) -> Result<HttpResponse, Problem> {
-    let answer = state.forwarder.get(view, &view.regions[region].name, key).await;
+    let answer = state.forwarder.get(view, &view.regions[region].name, key, Instant::now()).await;
     answered(request.head(), state, &view.heads[region], answer)
 }
 

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::codec::{Etag, Fields, frame, put_epoch, put_short};
+use super::codec::{Etag, Fields, frame, put_epoch, put_short, yes_or_no};
 use super::handoff::Chunk;
+use super::many::{Hits, HitsWriter};
 use super::{PROTOCOL, WireError};
 use crate::epoch::Epoch;
 use crate::id::{NodeId, RegionName};
@@ -23,9 +24,12 @@ const PAGE: u8 = 72;
 const INVALIDATED: u8 = 73;
 const WRITTEN: u8 = 74;
 const CHUNK: u8 = 75;
+const HITS: u8 = 76;
 
 /// Longest text of a [`Failure`] or [`Refused`]; what is longer is cut.
 const MESSAGE_BYTES_MAX: usize = 1024;
+/// Length of an [`Entry`].
+pub(super) const ENTRY_BYTES: usize = 1 + 1 + 4 + 8;
 /// In a map on the wire: this shard has no owner.
 const NOBODY: u16 = u16::MAX;
 
@@ -103,6 +107,8 @@ pub enum AnswerBody {
     Written(Option<Etag>),
     /// A part of a shard, for its next owner.
     Chunk(Box<Chunk>),
+    /// What was in memory of many keys.
+    Hits(Hits),
 }
 
 /// How a node came by what it answers.
@@ -214,15 +220,14 @@ impl Refused {
 impl Answer {
     /// Appends the frame that [`AnswerBody::Value`] makes of these.
     pub fn encode_value(id: u32, entry: &Entry, etag: Etag, value: &[u8], out: &mut BytesMut) {
-        frame(out, VALUE, |out| {
-            // Written apart, as in `AskRef::encode`.
-            let mut head = [0; 4 + 14 + 16];
-            let mut fields = &mut head[..];
-            fields.put_u32_le(id);
-            entry.encode(&mut fields);
-            fields.put_u128_le(etag.0);
-            out.put_slice(&head);
-            out.put_slice(value);
+        frame(out, VALUE, |out| put_found(id, entry, etag, value, out));
+    }
+
+    /// Appends the frame that [`AnswerBody::Hits`] makes of what `put` puts there.
+    pub fn encode_hits(id: u32, out: &mut BytesMut, put: impl FnOnce(&mut HitsWriter<'_>)) {
+        frame(out, HITS, |out| {
+            out.put_u32_le(id);
+            put(&mut HitsWriter(out));
         });
     }
 
@@ -268,6 +273,10 @@ impl Answer {
                 out.put_u32_le(id);
                 chunk.encode(out);
             }),
+            AnswerBody::Hits(hits) => frame(out, HITS, |out| {
+                out.put_u32_le(id);
+                hits.encode(out);
+            }),
         }
     }
 }
@@ -291,7 +300,7 @@ impl FromNode {
                 Self::Welcome(Welcome { n_lanes, node: node(&mut fields)? })
             }
             REFUSED => Self::Refused(Refused { message: fields.text("message")? }),
-            kind @ VALUE..=CHUNK => {
+            kind @ VALUE..=HITS => {
                 let id = fields.u32()?;
                 Self::Answer(Answer { id, body: AnswerBody::decode(kind, &mut fields)? })
             }
@@ -325,9 +334,22 @@ impl AnswerBody {
             PAGE => Self::Page(fields.remainder()),
             INVALIDATED => Self::Invalidated { since: fields.epoch()?, entries: fields.u32()? },
             WRITTEN => Self::Written(if fields.bool()? { Some(Etag(fields.u128()?)) } else { None }),
-            _ => Self::Chunk(Box::new(Chunk::decode(fields)?)),
+            CHUNK => Self::Chunk(Box::new(Chunk::decode(fields)?)),
+            _ => Self::Hits(Hits::decode(fields)?),
         })
     }
+}
+
+/// What was found for the request or key of this number.
+pub(super) fn put_found(number: u32, entry: &Entry, etag: Etag, value: &[u8], out: &mut BytesMut) {
+    // Written apart, as in `AskRef::encode`.
+    let mut head = [0; 4 + ENTRY_BYTES + 16];
+    let mut fields = &mut head[..];
+    fields.put_u32_le(number);
+    entry.encode(&mut fields);
+    fields.put_u128_le(etag.0);
+    out.put_slice(&head);
+    out.put_slice(value);
 }
 
 impl Entry {
@@ -345,19 +367,22 @@ impl Entry {
     }
 
     fn decode(fields: &mut Fields) -> Result<Self, WireError> {
-        Ok(Self {
-            served: match fields.u8()? {
-                0 => Served::Hit,
-                1 => Served::Stale,
-                2 => Served::Miss,
-                3 => Served::Joined,
-                4 => Served::PassedThrough,
-                _ => return Err(WireError::Field("source")),
-            },
-            kept: fields.bool()?,
-            age: Duration::from_millis(u64::from(fields.u32()?)),
-            ttl_ms: fields.i64()?,
-        })
+        Self::of(&fields.array()?)
+    }
+
+    pub(super) fn of(bytes: &[u8; ENTRY_BYTES]) -> Result<Self, WireError> {
+        let mut fields = &bytes[..];
+        let served = match fields.get_u8() {
+            0 => Served::Hit,
+            1 => Served::Stale,
+            2 => Served::Miss,
+            3 => Served::Joined,
+            4 => Served::PassedThrough,
+            _ => return Err(WireError::Field("source")),
+        };
+        let kept = yes_or_no(fields.get_u8())?;
+        let age = Duration::from_millis(u64::from(fields.get_u32_le()));
+        Ok(Self { served, kept, age, ttl_ms: fields.get_i64_le() })
     }
 }
 

@@ -60,6 +60,14 @@ pub(super) fn put_epoch(out: &mut impl BufMut, epoch: Epoch) {
     out.put_u64_le(epoch.seq);
 }
 
+pub(super) const fn yes_or_no(byte: u8) -> Result<bool, WireError> {
+    match byte {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(WireError::Field("yes or no")),
+    }
+}
+
 /// Takes the fields of one frame in their order.
 pub(super) struct Fields {
     kind: u8,
@@ -98,20 +106,12 @@ impl Fields {
         self.rest.try_get_u64_le().map_err(|_| self.short_of())
     }
 
-    pub(super) fn i64(&mut self) -> Result<i64, WireError> {
-        self.rest.try_get_i64_le().map_err(|_| self.short_of())
-    }
-
     pub(super) fn u128(&mut self) -> Result<u128, WireError> {
         self.rest.try_get_u128_le().map_err(|_| self.short_of())
     }
 
     pub(super) fn bool(&mut self) -> Result<bool, WireError> {
-        match self.u8()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            _ => Err(WireError::Field("yes or no")),
-        }
+        yes_or_no(self.u8()?)
     }
 
     pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {

@@ -6,6 +6,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::codec::{Etag, Fields, frame, put_epoch, put_short};
 use super::control::{JOIN, Join};
+use super::many::{GET_MANY, GetMany};
 use super::{MAGIC, PROTOCOL, VALUE_BYTES_MAX, WireError};
 use crate::epoch::{Epoch, Term};
 use crate::id::{KEY_BYTES_MAX, REGION_NAME_BYTES_MAX, ShardId};
@@ -33,6 +34,8 @@ pub enum ToNode {
     Hello(Hello),
     /// The first of another node, when this one is a seed.
     Join(Join),
+    /// A request that never waits.
+    GetMany(GetMany),
     /// All others.
     Request(Request),
 }
@@ -349,6 +352,9 @@ impl ToNode {
         }
         if fields.kind() == JOIN {
             return Join::decode(fields).map(Self::Join);
+        }
+        if fields.kind() == GET_MANY {
+            return GetMany::decode(fields).map(Self::GetMany);
         }
         if !(GET..=SEAL).contains(&fields.kind()) {
             return Err(WireError::Kind(fields.kind()));

@@ -7,14 +7,15 @@ use bytes::{Bytes, BytesMut};
 use sharding::acceptor::{Ballot, Vote};
 use sharding::budget::{BudgetShare, BudgetUse};
 use sharding::epoch::{Epoch, Term};
+use sharding::form::Form;
 use sharding::id::{DatabaseName, NodeId, RegionName, ShardId};
 use sharding::load::ShardLoad;
 use sharding::map::{Member, ShardMap};
 use sharding::membership::{Addition, After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
 use sharding::proposer::Proposal;
 use sharding::wire::{
-    Answer, AnswerBody, Ask, Chunk, Control, Entry, Etag, Failure, FailureCode, FromNode, Handed, Hello, Join,
-    MapAnswer, Precondition, Pull, Refused, RegionInfo, Request, RequestBody, Served, Tags, ToNode, Welcome,
+    Answer, AnswerBody, Ask, Chunk, Control, Entry, Etag, Failure, FailureCode, FromNode, GetMany, Handed, Hello, Hit,
+    Join, MapAnswer, Precondition, Pull, Refused, RegionInfo, Request, RequestBody, Served, Tags, ToNode, Welcome,
 };
 
 const EPOCH: Epoch = Epoch { term: Term { counter: 0x0102_0304_0506_0708, seed: 9 }, seq: 10 };
@@ -31,6 +32,7 @@ fn to_node(frame: &ToNode, hex: &str) {
     match frame {
         ToNode::Hello(hello) => hello.encode(&mut out),
         ToNode::Join(join) => join.encode(&mut out),
+        ToNode::GetMany(GetMany { id, region, keys }) => GetMany::encode_keys(*id, region, keys.iter(), &mut out),
         ToNode::Request(request) => request.encode(&mut out),
     }
     assert_eq!(out, bytes(hex), "{frame:?}");
@@ -75,6 +77,11 @@ fn what_a_router_sends() {
     let delete = RequestBody::Delete(ask(), Precondition { if_match, if_none_match: Some(Tags::Any) });
     let tags_hex = "02 01 0f000000000000000000000000000000 01";
     to_node(&ToNode::Request(Request { id: 7, body: delete }), &format!("39000000 0a {rest} {tags_hex}"));
+    let many_hex = "10000000 0d 07000000 0200 7231 0100 61 0200 6263";
+    let many = ToNode::decode(bytes(many_hex).slice(4..)).expect("many keys");
+    to_node(&many, many_hex);
+    let ToNode::GetMany(GetMany { id: 7, region, keys }) = many else { panic!("{many:?}") };
+    assert_eq!((&region[..], keys.iter().collect::<Vec<_>>()), (&b"r1"[..], vec![&b"a"[..], b"bc"]));
     let pull = Pull { shard: ShardId(0x0102), since: EPOCH, cursor: 3, number: 5 };
     let rest = format!("07000000 0201 {EPOCH_HEX} 03000000 05000000");
     to_node(&ToNode::Request(Request { id: 7, body: RequestBody::Pull(pull) }), &format!("21000000 0b {rest}"));
@@ -120,6 +127,16 @@ fn what_a_node_sends() {
     let entry_hex = "0100 72 0100 6b 0100000000000000 0200000000000000 0300000000000000";
     let chunk_hex = format!("04000000 05000000 0100 0100 72 0100 6c 0200 {entry_hex} 01000000 76 {entry_hex} ffffffff");
     from_node(&answer(AnswerBody::Chunk(Box::new(chunk))), &format!("5c000000 4b 07000000 {chunk_hex}"));
+    let hit_hex = |place| format!("01000000 02 {place}000000 00 01 e8030000 ffffffffffffffff 0f{} 76", "0".repeat(30));
+    let hits_hex = format!("55000000 4c 07000000 {} {}", hit_hex("01"), hit_hex("02"));
+    let hits = FromNode::decode(bytes(&hits_hex).slice(4..)).expect("hits");
+    from_node(&hits, &hits_hex);
+    let FromNode::Answer(Answer { id: 7, body: AnswerBody::Hits(hits) }) = hits else { panic!("{hits:?}") };
+    let hit = |place| Hit { place, entry: entry(Served::Hit), etag: Etag(0x0f), form: Some(Form::Plain), value: b"v" };
+    assert_eq!(hits.iter().collect::<Vec<_>>(), [hit(1), hit(2)]);
+    let mut out = BytesMut::new();
+    Answer::encode_hits(7, &mut out, |out| hits.iter().for_each(|hit| out.put(&hit)));
+    assert_eq!(out, bytes(&hits_hex));
     from_node(&answer(AnswerBody::Page(Bytes::from("{}"))), "07000000 48 07000000 7b7d");
 
     let members = vec![Member { node, data: "h:1".to_owned() }];

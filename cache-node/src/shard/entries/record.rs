@@ -1,6 +1,7 @@
 //! An entry as it lies in memory: what is to be known of it, its key and its value, one after the other.
 
 use bytes::{Buf, BufMut, Bytes};
+use sharding::form::Form;
 use sharding::id::KEY_BYTES_MAX;
 use sharding::wire::Etag;
 use slab::Slab;
@@ -28,7 +29,11 @@ const IS_DEAD: u16 = 1 << 15;
 const IS_LARGE: u16 = 1 << 14;
 const IS_ABSENT: u16 = 1 << 13;
 const LEN: u16 = IS_ABSENT - 1;
-const _: () = assert!(KEY_BYTES_MAX <= LEN as usize && VALUE_BYTES_INSIDE <= u16::MAX as usize);
+const _: () = assert!(KEY_BYTES_MAX <= LEN as usize);
+
+// What the length of a value leaves of its two bytes.
+const FORM_SHIFT: u32 = 14;
+const _: () = assert!(VALUE_BYTES_INSIDE < 1 << FORM_SHIFT);
 
 // The flags.
 const REASON: u8 = 0b1111;
@@ -46,8 +51,13 @@ pub(super) const RECORD_BYTES_MAX: usize = HEAD_BYTES + KEY_BYTES_MAX + VALUE_BY
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record<B>(pub(super) B);
 
-/// The record of an entry. `is_handed`: another node had it before. Requires: a key of at most [`KEY_BYTES_MAX`] bytes.
-pub(super) fn make(key: &[u8], entry: &Entry, is_handed: bool, large: &mut Slab<Bytes>) -> Record<Vec<u8>> {
+/// The record of an entry. `is_handed`: another node had it before. `is_json`: its region's values are JSON. Requires: a key of at most [`KEY_BYTES_MAX`] bytes.
+pub(super) fn make(
+    key: &[u8],
+    entry: &Entry,
+    (is_handed, is_json): (bool, bool),
+    large: &mut Slab<Bytes>,
+) -> Record<Vec<u8>> {
     assert!(key.len() <= KEY_BYTES_MAX, "keys that come in are bounded");
     let value = entry.content.as_ref().map(|(value, _)| value);
     let mut record =
@@ -65,7 +75,9 @@ pub(super) fn make(key: &[u8], entry: &Entry, is_handed: bool, large: &mut Slab<
         Some(value) => (0, value.len()),
     };
     record.put_u16_le(key_len | flag);
-    record.put_u16_le(u16::try_from(value_len).expect("what stands in a record is bounded"));
+    let form = value.filter(|_| flag == 0).and_then(|value| Form::of(value, is_json));
+    let value_len = u16::try_from(value_len).expect("what stands in a record is bounded");
+    record.put_u16_le(value_len | u16::from(Form::number(form)) << FORM_SHIFT);
     record.put_u8(entry.reason as u8 | if is_handed { IS_HANDED } else { 0 });
     record.put_slice(key);
     match value {
@@ -92,7 +104,8 @@ impl<'a> Record<&'a [u8]> {
     pub(super) fn entry(self, handed: i64, large: &'a Slab<Bytes>) -> Entry<Value<'a>> {
         let is_absent = self.short(KEY_LEN) & IS_ABSENT != 0;
         let etag = Etag((&self.0[ETAG..]).get_u128_le());
-        let value = self.large().map_or(Value::Inside(&self.0[self.value_at()..]), |place| Value::Large(&large[place]));
+        let inside = || Value::Inside(&self.0[self.value_at()..], self.form());
+        let value = self.large().map_or_else(inside, |place| Value::Large(&large[place]));
         let reason = LoadReason::ALL[usize::from(self.flags() & REASON)];
         let content = if is_absent { None } else { Some((value, etag)) };
         Entry { content, reason, lifetime: self.lifetime(handed) }
@@ -113,7 +126,12 @@ impl<B: AsRef<[u8]>> Record<B> {
     }
 
     fn value_len(&self) -> usize {
-        self.short(VALUE_LEN).into()
+        usize::from(self.short(VALUE_LEN) & !(u16::MAX << FORM_SHIFT))
+    }
+
+    /// Of a value that stands in it.
+    fn form(&self) -> Option<Form> {
+        Form::from_number((self.short(VALUE_LEN) >> FORM_SHIFT) as u8)
     }
 
     fn inside(&self) -> &[u8] {
@@ -208,14 +226,14 @@ mod tests {
             is_larger in any::<bool>(),
             times in (-(1_i64 << 47)..1 << 47, any::<u32>(), any::<u32>()),
             reason in prop::sample::select(&LoadReason::ALL[..]),
-            is_handed in any::<bool>(),
+            (is_handed, is_json) in any::<(bool, bool)>(),
             touches in 0_u16..10,
         ) {
             let value = value.map(|value| if is_larger { value.repeat(10) } else { value });
             let content = value.map(|value| (Etag::of(&value), Bytes::from(value))).map(|(etag, value)| (value, etag));
             let lifetime = Lifetime { sent: times.0, trusted: times.0, stale: times.1, gone: times.2 };
             let (entry, mut large) = (Entry { content, reason, lifetime }, Slab::new());
-            let mut made = make(&key, &entry, is_handed, &mut large);
+            let mut made = make(&key, &entry, (is_handed, is_json), &mut large);
             (0..touches).for_each(|_| made.touch());
             let mut bytes = made.bytes().to_vec();
             bytes.extend([1, 2, 3]);
@@ -224,6 +242,9 @@ mod tests {
             let said = record.entry(7, &large);
             prop_assert_eq!(record.key(), &key[..]);
             prop_assert_eq!(said.content.map(|(value, etag)| (value.to_bytes(), etag)), entry.content.clone());
+            if let Some((Value::Inside(value, form), _)) = said.content {
+                prop_assert_eq!(form, Form::of(value, is_json));
+            }
             prop_assert_eq!(said.reason, reason);
             prop_assert_eq!(said.lifetime, Lifetime { trusted: if is_handed { 7 } else { times.0 }, ..lifetime });
             prop_assert_eq!((record.uses(), u16::from(record.clock())), (touches, touches.min(3)));
