@@ -209,6 +209,7 @@ impl Leaving {
         let mut bytes = self.bytes.borrow_mut();
         if !bytes.is_empty() && !self.is_busy.get() {
             match to.try_write(&bytes) {
+                Ok(n) if n == bytes.len() && bytes.capacity() > 2 * WRITE_BYTES => *bytes = BytesMut::new(),
                 Ok(n) if n == bytes.len() => bytes.clear(),
                 Ok(n) => bytes.advance(n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

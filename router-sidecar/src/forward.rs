@@ -1,6 +1,6 @@
 //! One request from the router to the owner of its key, and again when the first try meets a setback.
 
-mod many;
+pub(crate) mod many;
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -151,15 +151,12 @@ impl Forwarder {
     /// Sends a read to its owner, if there is nothing to be waited for before. `left`: the time that its client still waits.
     pub(crate) fn begin(&self, view: &Arc<View>, region: &RegionName, key: &[u8], left: Duration) -> Option<Begun> {
         let shard = shard_of(region, key, view.map.n_shards());
-        let begin = self.upstream.begin(&view.map.owner_of(shard)?.data, shard, self.patience())?;
+        // Nothing else looks at the time until then.
+        let patience = PATIENCE.min(left / 2);
+        let begin = self.upstream.begin(&view.map.owner_of(shard)?.data, shard, patience)?;
         let ask = AskRef { deadline: left, epoch: view.map.epoch(), shard, region: region.as_str().as_bytes(), key };
         let asking = begin.ask(|id, out| GetRef { id, ask }.encode(out));
         Some(Begun { view: Arc::clone(view), shard, asking, setback: None })
-    }
-
-    /// Of a first try: nothing else looks at the time until then.
-    fn patience(&self) -> Duration {
-        PATIENCE.min(self.request_timeout / 2)
     }
 
     /// Reads a key: as [`Forwarder::ask`], in the shortest way that there is.
@@ -170,10 +167,10 @@ impl Forwarder {
         key: Bytes,
         came_at: Instant,
     ) -> Result<AnswerBody, ForwardError> {
-        let left = (came_at + self.request_timeout).saturating_duration_since(Instant::now());
-        let mut begun = self.begin(view, region, &key, left);
+        let deadline = came_at + self.request_timeout;
+        let mut begun = self.begin(view, region, &key, deadline.saturating_duration_since(Instant::now()));
         if let Some(begun) = &mut begun
-            && let Some(answer) = begun.answer().await
+            && let Ok(Some(answer)) = timeout_at(deadline, begun.answer()).await
         {
             return Ok(answer);
         }

@@ -20,7 +20,7 @@ pub use answer::{
 pub use codec::Etag;
 pub use control::{CONTROL_FRAME_BYTES_MAX, Control, IDENTITY_BYTES_MAX, Join};
 pub use handoff::{CHUNK_ENTRIES_MAX, Chunk, Handed};
-pub use many::{GetMany, Hit, Hits, HitsWriter, KEYS_MAX, Keys};
+pub use many::{GET_MANY_KEYS_MAX, GetMany, Hit, Hits, HitsWriter, Keys};
 pub use request::{Ask, AskRef, GetRef, Hello, Precondition, Pull, Request, RequestBody, TAGS_MAX, Tags, ToNode};
 
 /// Number of this protocol; a peer that speaks another one is refused.

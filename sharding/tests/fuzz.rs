@@ -5,11 +5,15 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use sharding::epoch::Epoch;
+use sharding::form::Form;
 use sharding::id::{KEY_BYTES_MAX, ShardId};
 use sharding::load::ShardLoad;
 use sharding::map::Member;
 use sharding::membership::{After, Incarnation, Renew, Tenure};
-use sharding::wire::{Ask, Control, FrameReader, FromNode, GetMany, GetRef, Request, RequestBody, ToNode, WireError};
+use sharding::wire::{
+    Answer, AnswerBody, Ask, Control, Entry, Etag, FrameReader, FromNode, GetMany, GetRef, Hit, HitsWriter, Request,
+    RequestBody, Served, ToNode, WireError,
+};
 
 /// Bytes that look like frames often enough to reach every field: a known kind, then small numbers and noise.
 fn nearly_frames() -> impl Strategy<Value = Vec<u8>> {
@@ -40,6 +44,27 @@ fn nearly_gets() -> impl Strategy<Value = Vec<u8>> {
             Request { id, body: RequestBody::Get(ask) }.encode(&mut out);
             out[4..out.len() - cut].to_vec()
         })
+}
+
+/// Answers with two hits, some of them cut short or with a byte that is another.
+fn nearly_hits() -> impl Strategy<Value = Vec<u8>> {
+    let value = || proptest::collection::vec(any::<u8>(), 0..4);
+    let entry = Entry { served: Served::Hit, kept: true, age: Duration::from_secs(1), ttl_ms: 1 };
+    let hit = move |(place, value): &(u32, Vec<u8>), out: &mut HitsWriter<'_>| {
+        out.put(&Hit { place: *place, entry, etag: Etag(7), form: Some(Form::Json), value });
+    };
+    let hits = [(any::<u32>(), value()), (any::<u32>(), value())];
+    (any::<u32>(), hits, 0_usize..3, proptest::option::of((5_usize..60, 0_u8..5))).prop_map(
+        move |(id, hits, cut, changed)| {
+            let mut out = BytesMut::new();
+            Answer::encode_hits(id, &mut out, |out| hits.iter().for_each(|one| hit(one, out)));
+            let mut frame = out[4..out.len() - cut].to_vec();
+            if let Some((at, byte)) = changed {
+                frame[at] = byte;
+            }
+            frame
+        },
+    )
 }
 
 proptest! {
@@ -74,12 +99,15 @@ proptest! {
     }
 
     #[test]
-    fn what_a_router_decodes_a_node_would_have_written_so(frame in nearly_frames()) {
+    fn what_a_router_decodes_a_node_would_have_written_so(frame in prop_oneof![nearly_frames(), nearly_hits()]) {
         let frame = Bytes::from(frame);
         let mut out = BytesMut::new();
         match FromNode::decode(frame.clone()) {
             Ok(FromNode::Welcome(welcome)) => welcome.encode(&mut out),
             Ok(FromNode::Refused(refused)) => refused.encode(&mut out),
+            Ok(FromNode::Answer(Answer { id, body: AnswerBody::Hits(hits) })) => {
+                Answer::encode_hits(id, &mut out, |out| hits.iter().for_each(|hit| out.put(&hit)));
+            }
             Ok(FromNode::Answer(answer)) => answer.encode(&mut out),
             Err(_) => return Ok(()),
         }

@@ -302,7 +302,7 @@ async fn of_many_keys_those_in_memory_are_answered_at_once_and_the_others_are_no
 async fn an_answer_with_many_hits_is_bounded() {
     let scene = Scene::new(LOAD);
     scene.forgotten("1").await;
-    scene.put(1, "1", vec![b'v'; HITS_BYTES / 2]);
+    scene.put(1, "1", vec![b'v'; HITS_BYTES_MAX / 2]);
     assert!(matches!(scene.answer().await, AnswerBody::Written(_)));
     let places: Vec<_> = ask_many(&scene, "things", &["1"; 9]).await.into_iter().map(|(place, ..)| place).collect();
     assert_eq!(places, [0, 1]);

@@ -188,6 +188,22 @@ fn many_keys_in_one_request_come_from_their_owners() {
     let product: Value = serde_json::from_str(&demo::product(7)).expect("JSON");
     assert_eq!(results[0]["value"], product);
     assert_eq!(it.sum("cache_node_database_keys_total", &[]), 3.0);
+    // What is in memory by now, of all pods, with others between.
+    let keys: Vec<String> = (1..=40).map(|key| key.to_string()).collect();
+    ask(&json!({ "keys": keys }));
+    let mixed = [&["4711".to_owned(), "7".to_owned()], &keys[..], &["99".to_owned(), "7".to_owned()]].concat();
+    let answer: Value = ask(&json!({ "keys": mixed })).json().expect("JSON");
+    let results = answer["results"].as_array().expect("results");
+    assert_eq!(results.len(), mixed.len());
+    for (key, result) in mixed.iter().zip(results) {
+        let number: u64 = key.parse().expect("a number");
+        let product: Value = serde_json::from_str(&demo::product(number)).expect("JSON");
+        let status = if number == 4711 { 404 } else { 200 };
+        assert!(result["key"] == **key && result["status"] == status, "{key}: {result}");
+        assert!(number == 4711 || result["value"] == product, "{key}: {result}");
+    }
+    // Forty and the one that came twice more; 99 was read now.
+    assert_eq!(it.sum("cache_node_requests_total", &["result=\"hit\""]), 2.0 + 42.0 + 1.0);
     assert_eq!(ask(&json!({"keys": []})).json::<Value>().expect("JSON"), json!({"results": []}));
 }
 

@@ -8,17 +8,16 @@ use actix_web::{HttpResponse, web};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use futures_util::future::join_all;
 use serde::Deserialize;
 use sharding::form::{Form, is_json, is_plain};
 use sharding::id::KEY_BYTES_MAX;
-use sharding::wire::{AnswerBody, Hit, KEYS_MAX, RegionInfo};
+use sharding::wire::{AnswerBody, GET_MANY_KEYS_MAX, Hit, RegionInfo};
 use tokio::time::{Instant, timeout};
-use transport::upstream::UpstreamError;
 
 use super::HttpState;
 use super::error::Problem;
 use crate::forward::ForwardError;
+use crate::forward::many::{Many, WantedKey};
 use crate::map_watch::View;
 
 /// What a result takes beside its value, about.
@@ -76,87 +75,23 @@ pub(super) async fn post(
     }
     let is_json = is_json(&region.content_type);
     let (came_at, mut results) = (Instant::now(), Results::new(state.batch_bytes_max, is_json));
-    for keys in keys.chunks(KEYS_MAX) {
-        answer(state, (view, region), keys, came_at, &mut results).await;
+    for keys in keys.chunks(GET_MANY_KEYS_MAX) {
+        let is_asked = |key: &str| (1..=KEY_BYTES_MAX).contains(&key.len()) && results.room > 0;
+        let wanted = keys.iter().enumerate().filter(|(_, Key(key))| is_asked(key));
+        let wanted = wanted.map(|(place, Key(key))| WantedKey { key: key.as_bytes(), place });
+        let lanes = state.forwarder.get_many(view, &region.name, wanted, came_at).await;
+        results.push_all(keys, lanes);
     }
     Ok(HttpResponse::Ok().insert_header((CACHE_CONTROL, "no-store")).content_type(JSON).body(results.finish()))
 }
 
 type KeyAnswer = Result<AnswerBody, ForwardError>;
 
-/// What has come of a key when all its lane was asked for what is in memory there.
-#[derive(Clone, Copy)]
-enum First<'a> {
+/// What became of a key.
+enum Found<'a> {
+    /// It was in memory.
     Hit(Hit<'a>),
-    /// Its owner was asked in vain.
-    Failed(&'a UpstreamError),
-    /// It is to be asked for alone.
-    Nothing,
-}
-
-/// Asks for some of the keys of a request, and puts what becomes of them behind what became of those before.
-async fn answer(
-    state: &HttpState,
-    (view, region): (&Arc<View>, &RegionInfo),
-    keys: &[Key<'_>],
-    came_at: Instant,
-    results: &mut Results,
-) {
-    let (forwarder, mut room) = (&state.forwarder, results.room);
-    let deadline = came_at + forwarder.request_timeout;
-    if deadline <= Instant::now() {
-        let passed = || ForwardError::DeadlinePassed(forwarder.request_timeout);
-        return keys.iter().for_each(|Key(key)| results.push(key, Some(Err(passed()))));
-    }
-    // What has no room in the answer is not asked for.
-    let is_asked = |key: &[u8], room| (1..=KEY_BYTES_MAX).contains(&key.len()) && room > 0;
-    let asked = keys.iter().map(|Key(key)| key.as_bytes()).enumerate().filter(|(_, key)| is_asked(key, room));
-    // All questions leave before the first answer is awaited.
-    let begun = forwarder.begin_many(view, &region.name, asked);
-    let came = join_all(begun.into_iter().map(|begun| forwarder.hits(begun, deadline))).await;
-    let mut firsts = vec![First::Nothing; keys.len()];
-    for (places, hits) in &came {
-        match hits {
-            Ok(hits) => hits.iter().for_each(|hit| {
-                if let Some(place) = places.get(hit.place as usize) {
-                    firsts[*place] = First::Hit(hit);
-                }
-            }),
-            Err(error) => places.iter().for_each(|place| firsts[*place] = First::Failed(error)),
-        }
-    }
-    let mut alone = Vec::new();
-    for (place, (Key(key), first)) in keys.iter().zip(&firsts).enumerate() {
-        let error = match first {
-            First::Hit(hit) => {
-                room = room.saturating_sub(hit.value.len());
-                continue;
-            }
-            First::Failed(error) => Some((*error).clone()),
-            First::Nothing => None,
-        };
-        if is_asked(key.as_bytes(), room) {
-            let key = Bytes::copy_from_slice(key.as_bytes());
-            alone.push(async move { (place, forwarder.get_after(error, view, &region.name, key, came_at).await) });
-        }
-    }
-    let alone = join_all(alone).await;
-    results
-        .expect(keys.len(), results.room - room + alone.iter().map(|(_, answer)| value_bytes(answer)).sum::<usize>());
-    let mut alone = alone.into_iter().peekable();
-    for (place, (Key(key), first)) in keys.iter().zip(firsts).enumerate() {
-        match first {
-            First::Hit(hit) => results.push_value(key, &hit),
-            _ => results.push(key, alone.next_if(|(at, _)| *at == place).map(|(_, answer)| answer)),
-        }
-    }
-}
-
-fn value_bytes(answer: &KeyAnswer) -> usize {
-    match answer {
-        Ok(AnswerBody::Value { value, .. }) => value.len(),
-        _ => 0,
-    }
+    Alone(KeyAnswer),
 }
 
 impl Results {
@@ -164,9 +99,28 @@ impl Results {
         Self { json: b"{\"results\":[".to_vec(), room: bytes_max, bytes_max, is_json }
     }
 
-    /// So many keys come, with values of so many bytes, as far as there is room.
-    fn expect(&mut self, keys: usize, bytes: usize) {
-        self.json.reserve(keys * RESULT_BYTES + bytes.min(self.room));
+    /// What became of some keys. Those that were not asked for are no keys, or there was no room for them.
+    fn push_all(&mut self, keys: &[Key<'_>], mut lanes: Vec<Many>) {
+        let mut found: Vec<Option<Found<'_>>> = keys.iter().map(|_| None).collect();
+        let mut bytes = 0;
+        for (place, answer) in lanes.iter_mut().flat_map(|lane| std::mem::take(&mut lane.alone)) {
+            if let Ok(AnswerBody::Value { value, .. }) = &answer {
+                bytes += value.len();
+            }
+            found[place] = Some(Found::Alone(answer));
+        }
+        for (place, hit) in lanes.iter().flat_map(Many::hits) {
+            bytes += hit.value.len();
+            found[place] = Some(Found::Hit(hit));
+        }
+        self.json.reserve(keys.len() * RESULT_BYTES + bytes.min(self.room));
+        for (Key(key), found) in keys.iter().zip(found) {
+            match found {
+                Some(Found::Hit(hit)) => self.push_value(key, &hit),
+                Some(Found::Alone(answer)) => self.push(key, Some(answer)),
+                None => self.push(key, None),
+            }
+        }
     }
 
     fn finish(mut self) -> Vec<u8> {
@@ -249,7 +203,7 @@ impl Results {
         let form = match form {
             Some(Form::Json) if self.is_json => form,
             Some(Form::Plain) if !self.is_json => form,
-            // Not known, or found out for a region that was another.
+            // Neither, not known, or found out for a region of another type.
             _ => Form::of(value, self.is_json),
         };
         match form {
@@ -324,6 +278,23 @@ mod tests {
         stands(b"{broken", true, r#""text":"{broken""#);
         stands(b"\xff\x00", true, r#""base64":"/wA=""#);
         stands(b"", false, r#""text":"""#);
+    }
+
+    #[test]
+    fn what_a_node_says_of_a_value_is_believed_only_of_a_region_of_the_same_type() {
+        for (form, is_json, value, how) in [
+            (Some(Form::Json), true, &b"[1]"[..], r#""value":[1]"#),
+            (Some(Form::Json), false, br#"["1"]"#, r#""text":"[\"1\"]""#),
+            (Some(Form::Plain), false, b"[1]", r#""text":"[1]""#),
+            (Some(Form::Plain), true, b"[1]", r#""value":[1]"#),
+            (None, true, b"[1]", r#""value":[1]"#),
+        ] {
+            let entry = Entry { served: Served::Hit, kept: true, age: Duration::ZERO, ttl_ms: 0 };
+            let mut results = Results::new(10, is_json);
+            results.push_value("k", &Hit { place: 0, entry, etag: Etag(0), form, value });
+            let text = String::from_utf8(results.finish()).expect("UTF-8");
+            assert!(text.ends_with(&format!(r#""age":0,{how}}}]}}"#)), "{text}");
+        }
     }
 
     #[test]

@@ -227,7 +227,8 @@ impl Answer {
     pub fn encode_hits(id: u32, out: &mut BytesMut, put: impl FnOnce(&mut HitsWriter<'_>)) {
         frame(out, HITS, |out| {
             out.put_u32_le(id);
-            put(&mut HitsWriter(out));
+            let begin = out.len();
+            put(&mut HitsWriter::new(out, begin));
         });
     }
 

@@ -11,7 +11,7 @@ use crate::id::{KEY_BYTES_MAX, REGION_NAME_BYTES_MAX};
 pub(super) const GET_MANY: u8 = 13;
 
 /// Most keys of a [`GetMany`].
-pub const KEYS_MAX: usize = 256;
+pub const GET_MANY_KEYS_MAX: usize = 256;
 
 /// A request for those values of a region that the node can give at once: fresh, in memory, and its own. Nothing is loaded for it;
 /// what is not among the [hits](Hits) has to be asked for alone, and says nothing else of a key.
@@ -25,7 +25,7 @@ pub struct GetMany {
     pub keys: Keys,
 }
 
-/// 1 to [`KEYS_MAX`] keys in an order, each with its length before it.
+/// 1 to [`GET_MANY_KEYS_MAX`] keys in an order, each with its length before it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keys(Bytes);
 
@@ -42,7 +42,7 @@ pub struct Hit<'a> {
     pub entry: Entry,
     /// Its tag.
     pub etag: Etag,
-    /// How the value stands in JSON, as far as the node knows.
+    /// How the value stands in JSON; `None`: it has to be changed, or the node does not know.
     pub form: Option<Form>,
     /// The value.
     pub value: &'a [u8],
@@ -50,7 +50,11 @@ pub struct Hit<'a> {
 
 /// A frame of hits, as it is being written.
 #[derive(Debug)]
-pub struct HitsWriter<'a>(pub(super) &'a mut BytesMut);
+pub struct HitsWriter<'a> {
+    out: &'a mut BytesMut,
+    /// Where they begin.
+    begin: usize,
+}
 
 impl GetMany {
     /// Appends the frame that asks for these keys. Requires: as [`Keys`].
@@ -76,7 +80,7 @@ impl GetMany {
             }
             n += 1;
         }
-        if !(1..=KEYS_MAX).contains(&n) {
+        if !(1..=GET_MANY_KEYS_MAX).contains(&n) {
             return Err(WireError::Field("number of keys"));
         }
         Ok(Self { id, region, keys: Keys(keys) })
@@ -96,18 +100,22 @@ impl Keys {
     }
 }
 
-impl HitsWriter<'_> {
-    /// Puts one behind the others.
-    pub fn put(&mut self, hit: &Hit<'_>) {
-        self.0.put_u32_le(u32::try_from(hit.value.len()).expect("values are bounded far below 4 GiB"));
-        self.0.put_u8(Form::number(hit.form));
-        put_found(hit.place, &hit.entry, hit.etag, hit.value, self.0);
+impl<'a> HitsWriter<'a> {
+    pub(super) const fn new(out: &'a mut BytesMut, begin: usize) -> Self {
+        Self { out, begin }
     }
 
-    /// Bytes that were written, those before the frame included.
+    /// Puts one behind the others.
+    pub fn put(&mut self, hit: &Hit<'_>) {
+        self.out.put_u32_le(u32::try_from(hit.value.len()).expect("values are bounded far below 4 GiB"));
+        self.out.put_u8(Form::number(hit.form));
+        put_found(hit.place, &hit.entry, hit.etag, hit.value, self.out);
+    }
+
+    /// Bytes of those that were put.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.0.len()
+        self.out.len() - self.begin
     }
 }
 

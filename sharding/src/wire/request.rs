@@ -336,7 +336,7 @@ impl ToNode {
     /// Reads a frame as [`super::FrameReader`] gives it.
     ///
     /// # Errors
-    /// [`WireError`] for anything that [`Hello::encode`] and [`Request::encode`] would not write.
+    /// [`WireError`] for anything that a router or a node of this protocol would not write.
     pub fn decode(bytes: Bytes) -> Result<Self, WireError> {
         let mut fields = Fields::of(bytes)?;
         if fields.kind() == HELLO {
