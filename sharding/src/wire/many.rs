@@ -13,8 +13,8 @@ pub(super) const GET_MANY: u8 = 13;
 /// Most keys of a [`GetMany`].
 pub const GET_MANY_KEYS_MAX: usize = 256;
 
-/// A request for those values of a region that the node can give at once: fresh, in memory, and its own. Nothing is loaded for it;
-/// what is not among the [hits](Hits) has to be asked for alone, and says nothing else of a key.
+/// A request for those values of a region that the node can give at once: fresh, in memory, and its own. Nothing is
+/// loaded for it; what is not among the [hits](Hits) has to be asked for alone, and says nothing else of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GetMany {
     /// As [`super::Request::id`].

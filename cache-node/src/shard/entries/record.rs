@@ -51,7 +51,8 @@ pub(super) const RECORD_BYTES_MAX: usize = HEAD_BYTES + KEY_BYTES_MAX + VALUE_BY
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record<B>(pub(super) B);
 
-/// The record of an entry. `is_handed`: another node had it before. `is_json`: its region's values are JSON. Requires: a key of at most [`KEY_BYTES_MAX`] bytes.
+/// The record of an entry. `is_handed`: another node had it before. `is_json`: its region's values are JSON.
+/// Requires: a key of at most [`KEY_BYTES_MAX`] bytes.
 pub(super) fn make(
     key: &[u8],
     entry: &Entry,
