@@ -203,14 +203,22 @@ struct Leaving {
     has_left: Notify,
 }
 
+/// Has nothing left in a buffer; one that a burst made large is given back.
+fn empty(buffer: &mut BytesMut) {
+    if buffer.capacity() > 2 * WRITE_BYTES {
+        *buffer = BytesMut::new();
+    } else {
+        buffer.clear();
+    }
+}
+
 impl Leaving {
     /// Sends what can be sent without waiting.
     fn send(&self, to: &TcpStream, outbox: &Outbox) -> io::Result<()> {
         let mut bytes = self.bytes.borrow_mut();
         if !bytes.is_empty() && !self.is_busy.get() {
             match to.try_write(&bytes) {
-                Ok(n) if n == bytes.len() && bytes.capacity() > 2 * WRITE_BYTES => *bytes = BytesMut::new(),
-                Ok(n) if n == bytes.len() => bytes.clear(),
+                Ok(n) if n == bytes.len() => empty(&mut bytes),
                 Ok(n) => bytes.advance(n),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
@@ -436,8 +444,7 @@ async fn write(mut to: OwnedWriteHalf, outbox: &Outbox, leaving: &Leaving, lane:
                 answer.encode(&mut buffer);
             }
             match timeout(WRITE_TIMEOUT, to.write_all(&buffer)).await {
-                Ok(Ok(())) if buffer.capacity() > 2 * WRITE_BYTES => buffer = BytesMut::new(),
-                Ok(Ok(())) => buffer.clear(),
+                Ok(Ok(())) => empty(&mut buffer),
                 Ok(Err(error)) => return error.into(),
                 Err(_) => return End::WriteTimeout,
             }

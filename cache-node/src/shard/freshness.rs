@@ -42,7 +42,7 @@ const NANOS_PER_MILLI: i64 = 1_000_000;
 /// Four years before: nothing that is served is so old, and it takes no more than 48 bits.
 const SENT_MIN: i64 = -(1 << 47);
 
-/// A moment, in nanoseconds since [`START`]. What is asked many things of one moment asks for it once.
+/// A moment, in nanoseconds since [`START`]: who compares many times with one makes it once of an [`Instant`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct At(i64);
 
@@ -133,18 +133,18 @@ impl Lifetime {
     }
 
     /// For how long it is fresh, from `now` on.
-    pub(crate) fn fresh_for(&self, now: impl Into<At>) -> Duration {
+    pub(crate) fn fresh_for(&self, now: Instant) -> Duration {
         Duration::from_millis(self.stale.into()).saturating_sub(self.since_sent(now))
     }
 
     /// For how long it is served, from `now` on.
-    pub(crate) fn served_for(&self, now: impl Into<At>) -> Duration {
+    pub(crate) fn served_for(&self, now: Instant) -> Duration {
         Duration::from_millis(self.gone.into()).saturating_sub(self.since_sent(now))
     }
 
     /// Whether it will be stale soon. What is absent never is.
-    pub(crate) fn is_ending(&self, now: impl Into<At>) -> bool {
-        let left = i64::from(self.stale) * NANOS_PER_MILLI - self.old(now.into());
+    pub(crate) fn is_ending(&self, now: At) -> bool {
+        let left = i64::from(self.stale) * NANOS_PER_MILLI - self.old(now);
         self.stale < self.gone && left < i64::from(self.stale / ENDING_PART) * NANOS_PER_MILLI
     }
 

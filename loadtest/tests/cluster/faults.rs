@@ -245,8 +245,8 @@ fn nodes_come_and_go_under_load_and_no_more_moves_than_must() {
     println!("3 -> 5 nodes: {joined} of 1024 shards moved, {newcomers} must; 5 -> 3: {left}; {seen}");
     assert!(seen.errors.is_empty(), "{seen}");
     // They may come one after the other: then the first hands some of its share to the second. And what is asked more of one
-    // than of others may be evened out meanwhile: 87 shards were, when other tests kept the machine busy.
-    let first_hands_over = 1024_usize.div_ceil(4) - 1024 / 5 + 1024 / 10;
+    // than of others may be evened out meanwhile.
+    let first_hands_over = 1024_usize.div_ceil(4) - 1024 / 5 + 1024 / 20;
     assert!(joined <= newcomers + first_hands_over && left <= newcomers + first_hands_over, "{joined} {left}");
 }
 

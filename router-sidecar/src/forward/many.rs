@@ -48,7 +48,8 @@ struct Lane<'k> {
 
 impl Forwarder {
     /// Reads keys, for a client's request that came at this time: as [`Forwarder::ask`] for each. All questions to
-    /// lanes leave before the first answer is awaited, and no lane waits for another. Requires: at most [`sharding::wire::GET_MANY_KEYS_MAX`] keys.
+    /// lanes leave before the first answer is awaited, and no lane waits for another. Requires: at most
+    /// [`sharding::wire::GET_MANY_KEYS_MAX`] keys.
     pub(crate) async fn get_many<'k>(
         &self,
         view: &Arc<View>,

@@ -227,8 +227,7 @@ impl Answer {
     pub fn encode_hits(id: u32, out: &mut BytesMut, put: impl FnOnce(&mut HitsWriter<'_>)) {
         frame(out, HITS, |out| {
             out.put_u32_le(id);
-            let begin = out.len();
-            put(&mut HitsWriter::new(out, begin));
+            put(&mut HitsWriter::new(out));
         });
     }
 

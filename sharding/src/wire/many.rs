@@ -101,8 +101,8 @@ impl Keys {
 }
 
 impl<'a> HitsWriter<'a> {
-    pub(super) const fn new(out: &'a mut BytesMut, begin: usize) -> Self {
-        Self { out, begin }
+    pub(super) fn new(out: &'a mut BytesMut) -> Self {
+        Self { begin: out.len(), out }
     }
 
     /// Puts one behind the others.
