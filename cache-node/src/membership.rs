@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use actix::Addr;
 use futures_util::future::join_all;
 use sharding::budget::Budgeted;
+use sharding::coordinator::Standing;
 use sharding::epoch::Epoch;
 use sharding::id::{NodeId, ShardId};
 use sharding::load::{Meters, ShardCount};
@@ -266,14 +267,15 @@ impl Membership {
         let Some(seed) = self.seed.as_mut().filter(|_| self.next_page <= now.boot) else { return };
         self.next_page = now.boot + PAGE_PERIOD;
         let granted = seed.coordinator(now).map(|coordinator| {
-            let page =
-                |((member, life, left), (_, load)): ((&Member, Incarnation, Duration), (&Member, u64))| LeasePage {
-                    node: member.node.clone(),
-                    incarnation: format!("{:016x}", life.0),
-                    bound_left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
-                    load_per_mille: load,
-                };
-            coordinator.members(now).zip(coordinator.loads()).map(page).collect()
+            let page = |of: Standing<'_>| LeasePage {
+                node: of.node.clone(),
+                incarnation: format!("{:016x}", of.life.0),
+                bound_left_ms: u64::try_from(of.bound_left.as_millis()).unwrap_or(u64::MAX),
+                load_per_mille: of.load,
+                n_owned: of.n_owned,
+                n_moving: of.n_moving,
+            };
+            coordinator.standings(now).into_iter().map(page).collect()
         });
         self.node.set_granted(granted.unwrap_or_default());
     }

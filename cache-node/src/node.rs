@@ -479,6 +479,9 @@ pub(crate) struct LeasePage {
     pub(crate) bound_left_ms: u64,
     /// What is asked of the node's shards, as measured: 1000 is an even share.
     pub(crate) load_per_mille: u64,
+    /// Shards that it has, and those of them that are to be given to others.
+    pub(crate) n_owned: usize,
+    pub(crate) n_moving: usize,
 }
 
 #[derive(Debug, Serialize)]

@@ -65,6 +65,7 @@ fn a_mistake_in_the_file_is_named_with_its_line_and_column() {
         (region("").replace("things WHERE", "nothings WHERE"), ":5:8", "no such table"),
         (region("").replace("(:keys)", "(1)"), ":5:8", "needs :keys"),
         (region("").replace("test.db", "absent.db"), ":2:7", "there is no file"),
+        (region("").replace("test.db", "cache.toml"), ":2:7", "cache.toml: file is not a database"),
         (region("").replace("sqlite:", "sqlite://"), ":2:7", "write sqlite:test.db"),
         (region("").replace("body FROM", "body, 1 FROM"), ":5:8", "needs two columns"),
         (region("").replace("sqlite:", "mysql:"), ":2:7", "sqlite:"),

@@ -151,7 +151,7 @@ async fn dispatch(
         (Some(_), _) if info.writes => Err(Problem::method(ALL_METHODS)),
         (Some(_), &Method::PUT | &Method::DELETE) => Err(Problem::not_written_to(&info.name)),
         (Some(_), _) => Err(Problem::method(READING_METHODS)),
-        (None, &Method::POST) => batch::post(payload, state, (&view, info)).await,
+        (None, &Method::POST) => batch::post(request, payload, state, (&view, info)).await,
         (None, _) => Err(Problem::method(REGION_METHODS)),
     };
     match answer {

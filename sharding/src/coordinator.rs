@@ -12,7 +12,7 @@ use crate::balance::Balance;
 use crate::budget::{BudgetShare, Budgeted, Lending};
 use crate::epoch::{Epoch, Term};
 use crate::id::{NShards, NodeId, ShardId};
-use crate::load::{ShardLoad, Weights};
+use crate::load::{Reports, Weights};
 use crate::map::{Member, ShardMap};
 use crate::membership::{Addition, After, Grant, Greeting, Incarnation, Renew, Reply, Tenure, Transfer};
 use crate::times::{Now, Times};
@@ -67,6 +67,24 @@ struct Owner {
     is_superseded: bool,
 }
 
+/// What the coordinator has granted a member.
+#[derive(Debug)]
+pub struct Standing<'a> {
+    /// Whom.
+    pub node: &'a NodeId,
+    /// Its life.
+    pub life: Incarnation,
+    /// Until its lease has surely run out.
+    pub bound_left: Duration,
+    /// What is asked of its shards, in per mille of an even share. A shard of which nobody has reported anything counts
+    /// as the others do in the mean.
+    pub load: u64,
+    /// How many shards it has.
+    pub n_owned: usize,
+    /// How many of these are to be given to others.
+    pub n_moving: usize,
+}
+
 impl Owner {
     /// Whether it may get shards.
     const fn may_own(&self) -> bool {
@@ -81,8 +99,7 @@ pub struct Coordinator {
     term: Term,
     seq: u64,
     seats: Vec<Seat>,
-    /// For each shard what its owner has said last, or the one before it.
-    loads: Vec<Option<ShardLoad>>,
+    loads: Reports,
     balance: Balance,
     owners: BTreeMap<Incarnation, Owner>,
     /// Those who were told a greeting, and which.
@@ -123,7 +140,7 @@ impl Coordinator {
             term,
             seq: 0,
             seats: vec![Seat::Free { after: After::Nobody }; n],
-            loads: vec![None; n],
+            loads: Reports::new(n_shards),
             balance: Balance::new(now, &times, n),
             owners: BTreeMap::new(),
             greeted: BTreeMap::new(),
@@ -326,9 +343,9 @@ impl Coordinator {
     /// Takes note of what is asked of the shards of a node.
     fn hear_loads(&mut self, renew: &Renew) {
         for (tenure, load) in renew.held.iter().zip(&renew.loads) {
-            let at = tenure.shard.index();
-            if self.seats.get(at).is_some_and(|seat| seat.owner() == Some((renew.incarnation, tenure.since))) {
-                self.loads[at] = Some(*load);
+            let seat = self.seats.get(tenure.shard.index());
+            if seat.is_some_and(|seat| seat.owner() == Some((renew.incarnation, tenure.since))) {
+                self.loads.take(tenure.shard, *load);
             }
         }
     }
@@ -452,7 +469,8 @@ impl Coordinator {
             Seat::Free { .. } | Seat::Moving { .. } => None,
         };
         let owners: Option<Vec<usize>> = self.seats.iter().map(position).collect();
-        for (shard, target) in self.balance.poll(now, &self.loads, targets.len(), owners.as_deref()) {
+        let owners = owners.filter(|_| self.loads.is_steady());
+        for (shard, target) in self.balance.poll(now, self.loads.last(), targets.len(), owners.as_deref()) {
             let (seat, to) = (&mut self.seats[shard.index()], Some(targets[target].0));
             if let Seat::Owned { by, since, after } = *seat {
                 self.wakes.insert(by);
@@ -479,7 +497,7 @@ impl Coordinator {
                 .or_else(|| target(seat.owner()?.0))
             })
             .collect();
-        let table = assign(&Weights::new(&self.loads), &previous, &nodes);
+        let table = assign(&self.loads.weights(), &previous, &nodes);
         let next = Epoch { term: self.term, seq: self.seq + 1 };
         let mut changed = false;
         for (shard, seat) in (0..).map(ShardId).zip(&mut self.seats) {
@@ -594,29 +612,29 @@ impl Coordinator {
         bounds.chain(adopts).fold(balance, Duration::min)
     }
 
-    /// Members and the load of what they own, in per mille of an even share, for people. A shard of which nobody has
-    /// reported anything counts as the others do in the mean.
-    pub fn loads(&self) -> impl Iterator<Item = (&Member, u64)> {
-        let weights = Weights::new(&self.loads);
-        let mut of: BTreeMap<Incarnation, u64> = BTreeMap::new();
+    /// Whom it has granted leases, for people.
+    pub fn standings(&self, now: Now) -> Vec<Standing<'_>> {
+        let mut standings = BTreeMap::new();
+        for (&life, owner) in &self.owners {
+            let bound_left = owner.bound.saturating_sub(now.boot);
+            let of = Standing { node: &owner.member.node, life, bound_left, load: 0, n_owned: 0, n_moving: 0 };
+            standings.insert(life, of);
+        }
+        let weights = Weights::new(self.loads.last());
         for (seat, weight) in self.seats.iter().zip(weights.of_shards()) {
-            if let Some((by, _)) = seat.owner() {
-                *of.entry(by).or_default() += weight;
-            }
+            let Some(of) = seat.owner().and_then(|(by, _)| standings.get_mut(&by)) else { continue };
+            of.load += weight;
+            of.n_owned += 1;
+            of.n_moving += usize::from(matches!(seat, Seat::Moving { .. }));
         }
         let n_owners = u64::try_from(self.owners.len()).expect("members are bounded below 65,536").max(1);
         let share = (weights.total() / n_owners / 1000).max(1);
-        self.owners.iter().map(move |(life, owner)| (&owner.member, of.get(life).copied().unwrap_or(0) / share))
+        standings.into_values().map(|of| Standing { load: of.load / share, ..of }).collect()
     }
 
     /// How many shards it has asked to move for the sake of load, in its term.
     #[must_use]
     pub const fn n_balanced(&self) -> u64 {
         self.balance.n_moves()
-    }
-
-    /// Members and what is left of their leases, for people.
-    pub fn members(&self, now: Now) -> impl Iterator<Item = (&Member, Incarnation, Duration)> {
-        self.owners.iter().map(move |(life, owner)| (&owner.member, *life, owner.bound.saturating_sub(now.boot)))
     }
 }

@@ -23,6 +23,9 @@ const SMOOTHING: i64 = 4;
 /// Seconds whose plain mean would be as steady as a smoothed rate: twice [`SMOOTHING`] less one.
 const STEADY_SECONDS: u64 = 7;
 
+/// Load is steady while it changes by no more than one part in so many.
+const CHANGE_PART: u64 = 3;
+
 /// What a shard costs its owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShardLoad {
@@ -86,6 +89,53 @@ impl Meters {
             self.meters.insert(shard, meter);
         }
         loads
+    }
+}
+
+/// What owners have reported of their shards: each once a second, at a moment of its own.
+#[derive(Debug)]
+pub struct Reports {
+    last: Vec<Option<ShardLoad>>,
+    before: Vec<Option<ShardLoad>>,
+}
+
+impl Reports {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new(n_shards: NShards) -> Self {
+        let none = vec![None; usize::from(n_shards.get())];
+        Self { last: none.clone(), before: none }
+    }
+
+    /// Takes what is said of a shard.
+    pub fn take(&mut self, shard: ShardId, load: ShardLoad) {
+        if let Some(last) = self.last.get_mut(shard.index()) {
+            self.before[shard.index()] = last.replace(load);
+        }
+    }
+
+    /// For each shard what was said last, whoever has it now.
+    #[must_use]
+    pub fn last(&self) -> &[Option<ShardLoad>] {
+        &self.last
+    }
+
+    /// Whether reports can be compared with each other. While the load of the whole cluster grows or falls by more than a
+    /// third from one report to the next, the one whose report is older seems to have less than it has, or more.
+    #[must_use]
+    pub fn is_steady(&self) -> bool {
+        let requests = |loads: &[Option<ShardLoad>]| -> u64 {
+            loads.iter().flatten().map(|load| u64::from(load.requests_milli)).sum()
+        };
+        // What was said for the first time is a change as well: others may not have told of it.
+        let (before, last) = (requests(&self.before), requests(&self.last));
+        before.abs_diff(last) * CHANGE_PART <= before.max(last)
+    }
+
+    /// What is known of the shards' weights: while the load is not steady, that they weigh the same.
+    #[must_use]
+    pub fn weights(&self) -> Weights {
+        if self.is_steady() { Weights::new(&self.last) } else { Weights::new(&vec![None; self.last.len()]) }
     }
 }
 
@@ -185,6 +235,27 @@ mod tests {
         let loads = meters.measure(second * SECOND, [(ShardId(7), count)]);
         assert!(loads.iter().all(|(shard, load)| (*shard, load.kib) == (ShardId(7), 2)));
         loads.first().map(|(_, load)| load.requests_milli)
+    }
+
+    #[test]
+    fn loads_of_a_cluster_that_gets_busy_are_not_compared() {
+        let mut reports = Reports::new(NShards::new(2).expect("not 0"));
+        let mut report = |loads: [u32; 2]| {
+            for (shard, load) in (0..).map(ShardId).zip(loads) {
+                reports.take(shard, ShardLoad { requests_milli: load, kib: 0 });
+            }
+            let weights = reports.weights();
+            (reports.is_steady(), weights.of_shards()[0] < weights.of_shards()[1])
+        };
+        assert_eq!(report([0, 90_000]), (false, false), "nothing was said before");
+        assert_eq!(report([0, 90_000]), (true, true));
+        assert_eq!(report([0, 0]), (false, false));
+        assert_eq!(report([0, 0]), (true, false));
+        // The second has not noticed yet, or the first.
+        assert_eq!(report([0, 90_000]), (false, false));
+        assert_eq!(report([90_000, 130_000]), (false, false));
+        assert_eq!(report([130_000, 180_000]), (true, true));
+        assert_eq!(report([90_000, 100_000]), (false, false));
     }
 
     #[test]

@@ -196,7 +196,7 @@ impl Source<'_> {
         if !path.is_file() {
             return Err(self.wrong(place, &format!("there is no file {}{remedy}", path.display())));
         }
-        Sqlite::open(&path).map_err(|error| self.wrong(place, &error.to_string()))?;
+        Sqlite::open(&path).map_err(|error| self.wrong(place, &format!("{}: {error}", path.display())))?;
         Ok(Server::Sqlite(path))
     }
 

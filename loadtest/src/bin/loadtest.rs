@@ -37,7 +37,7 @@ struct Args {
     #[arg(long, default_value = "32")]
     connections: NonZeroUsize,
     /// How long each scenario runs; whole seconds.
-    #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "30s", value_parser = seconds)]
     duration: Duration,
     /// The region to read.
     #[arg(long, default_value = demo::REGION)]
@@ -80,6 +80,13 @@ enum Error {
     Goose(#[from] goose::GooseError),
     #[error("{0}")]
     Io(#[from] std::io::Error),
+}
+
+/// The load generator counts in whole seconds.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let parsed = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let is_whole = parsed.subsec_nanos() == 0 && !parsed.is_zero();
+    if is_whole { Ok(parsed) } else { Err("it has to be whole seconds, at least 1s".to_owned()) }
 }
 
 fn main() -> ExitCode {

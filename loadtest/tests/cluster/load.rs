@@ -44,7 +44,14 @@ fn a_load_test_that_reaches_nobody_fails() {
     command.args(["--url", &url, "--scenario", "uniform", "--duration", "1s", "--report", &report]);
     let output = command.output().expect("runs");
     assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stdout));
-    for mistake in [["--url", "no url"], ["--threshold", "p99"], ["--duration", "soon"], ["--connections", "0"]] {
+    for mistake in [
+        ["--url", "no url"],
+        ["--threshold", "p99"],
+        ["--duration", "soon"],
+        ["--duration", "0s"],
+        ["--duration", "1500ms"],
+        ["--connections", "0"],
+    ] {
         let output = Command::new(env!("CARGO_BIN_EXE_loadtest")).args(mistake).output().expect("runs");
         assert_eq!(output.status.code(), Some(64), "{mistake:?}");
     }

@@ -202,6 +202,33 @@ fn a_stopped_node_loses_its_shards_and_serves_nothing_of_them_when_it_goes_on() 
 }
 
 #[test]
+fn many_keys_in_one_request_are_read_though_a_node_stands_still() {
+    let it = Scene::new(&things(60)).start();
+    let keys: Vec<String> = (0..60).map(|i| format!("key {i}")).collect();
+    let ask = || -> serde_json::Value {
+        let url = format!("{}/things", it.cluster.url(0));
+        let answer = it.client.post(url).json(&serde_json::json!({ "keys": keys })).send().expect("an answer");
+        answer.json().expect("JSON")
+    };
+    let warm = ask();
+    let others = keys.iter().filter(|key| it.owner("things", &key.replace(' ', "%20")) != 1).count();
+    assert!((1..keys.len()).contains(&others), "all pods own some of the keys: {others}");
+    assert!(it.cluster.signal(Role::Node, 1, Signal::SIGSTOP));
+    // The signal is sent: its threads stop when they hear of it.
+    eventually("all of it stands still", || stands_still(it.cluster.pid(Role::Node, 1).expect("it runs")));
+    let hits = || -> f64 {
+        let of = |pod| it.samples_of(pod).expect("it runs").sum("cache_node_requests_total", &["result=\"hit\""]);
+        of(0) + of(2)
+    };
+    let before = hits();
+    let answer = ask();
+    assert_eq!(answer, warm, "those of the one that stands still come past it");
+    assert_eq!(hits() - before, others as f64, "the others' come from memory");
+    let results = answer["results"].as_array().expect("results");
+    assert!(results.len() == keys.len() && results.iter().all(|result| result["status"] == 200), "{answer}");
+}
+
+#[test]
 fn a_node_that_joins_gets_its_share_and_one_that_leaves_gives_it_back() {
     let mut scene = Scene::new(&things(50));
     scene.options.pods = 4;

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use actix_web::http::header::CACHE_CONTROL;
-use actix_web::{HttpResponse, web};
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_LENGTH};
+use actix_web::{HttpRequest, HttpResponse, web};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -45,8 +45,12 @@ struct Results {
     is_json: bool,
 }
 
-/// The whole body of a request, within its bounds of time and length.
-pub(super) async fn body(payload: web::Payload, state: &HttpState) -> Result<Bytes, Problem> {
+/// The whole body of a request, within its bounds of time and length. One that is said to be longer is not waited for.
+pub(super) async fn body(request: &HttpRequest, payload: web::Payload, state: &HttpState) -> Result<Bytes, Problem> {
+    let said = request.headers().get(CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse::<usize>().ok());
+    if said.is_some_and(|len| len > state.body_bytes_max) {
+        return Err(Problem::body_too_long(state.body_bytes_max));
+    }
     let wait = state.forwarder.request_timeout;
     let body = timeout(wait, payload.to_bytes_limited(state.body_bytes_max)).await;
     let body = body.map_err(|_| Problem::body_too_slow(wait))?;
@@ -63,11 +67,12 @@ pub(super) fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, String
 }
 
 pub(super) async fn post(
+    request: &HttpRequest,
     payload: web::Payload,
     state: &HttpState,
     (view, region): (&Arc<View>, &RegionInfo),
 ) -> Result<HttpResponse, Problem> {
-    let body = body(payload, state).await?;
+    let body = body(request, payload, state).await?;
     let Wanted { keys } =
         object(&body).map_err(|why| Problem::bad_body(format!("expected {{\"keys\":[\"...\"]}}: {why}")))?;
     if keys.len() > state.batch_keys_max {

@@ -21,7 +21,7 @@ pub(super) async fn put(
         return Err(Problem::partial());
     }
     let precondition = precondition(request)?;
-    let value = batch::body(payload, state).await?;
+    let value = batch::body(request, payload, state).await?;
     if value.len() > VALUE_BYTES_MAX {
         return Err(Problem::body_too_long(VALUE_BYTES_MAX));
     }

@@ -150,16 +150,20 @@ impl Cluster {
         }
     }
 
-    /// A second of requests has passed.
-    fn count(&mut self, loads: &[f64]) {
-        let requests: Vec<u64> = loads.iter().map(|load| poisson(&mut self.chance, *load)).collect();
+    /// So many requests have come, for each shard in the mean.
+    fn count(&mut self, loads: impl Iterator<Item = f64>) {
+        let requests: Vec<u64> = loads.map(|load| poisson(&mut self.chance, load)).collect();
         for node in self.nodes.values_mut() {
             node.counts.iter_mut().for_each(|(shard, count)| *count += requests[shard.index()]);
-            let count =
-                |(shard, requests): (&ShardId, &u64)| (*shard, ShardCount { requests: *requests, bytes: 100_000 });
-            let loads = node.meters.measure(self.now.boot, node.counts.iter().map(count));
-            node.ownership.handle_loads(loads);
         }
+    }
+
+    /// A node's second is over.
+    fn measure(&mut self, node: u16) {
+        let node = self.nodes.get_mut(&Incarnation(node.into())).expect("it is there");
+        let count = |(shard, requests): (&ShardId, &u64)| (*shard, ShardCount { requests: *requests, bytes: 100_000 });
+        let loads = node.meters.measure(self.now.boot, node.counts.iter().map(count));
+        node.ownership.handle_loads(loads);
     }
 
     /// Owners by shard.
@@ -173,12 +177,38 @@ impl Cluster {
 
     /// Lets a second pass.
     fn run_second(&mut self, keys: &Keys) {
-        for _ in 0..STEPS_PER_SECOND {
-            self.drive();
-            self.now.boot += STEP;
-            self.now.wall += STEP;
+        (0..STEPS_PER_SECOND).for_each(|_| self.step());
+        self.count(keys.at(self.now.boot).into_iter());
+        (0..self.n_nodes()).for_each(|node| self.measure(node));
+    }
+
+    /// Lets a second pass in which as many come as `keys` says, if it is not a second without any; each node measures at a
+    /// moment of its own.
+    fn run_second_apart(&mut self, keys: Option<&Keys>) {
+        for step in 0..STEPS_PER_SECOND {
+            self.step_apart(step, keys);
         }
-        self.count(&keys.at(self.now.boot));
+    }
+
+    fn step_apart(&mut self, step: u32, keys: Option<&Keys>) {
+        self.step();
+        if let Some(keys) = keys {
+            let part = f64::from(STEPS_PER_SECOND);
+            self.count(keys.at(self.now.boot).into_iter().map(|load| load / part));
+        }
+        (0..self.n_nodes())
+            .filter(|node| u32::from(*node) % STEPS_PER_SECOND == step)
+            .for_each(|node| self.measure(node));
+    }
+
+    fn step(&mut self) {
+        self.drive();
+        self.now.boot += STEP;
+        self.now.wall += STEP;
+    }
+
+    fn n_nodes(&self) -> u16 {
+        u16::try_from(self.nodes.len()).expect("few")
     }
 }
 
@@ -330,7 +360,7 @@ fn those_who_come_and_go_move_load_at_once_and_nothing_else() {
     let n_taken = joined.iter().filter(|owner| **owner == Some(4)).count();
     println!("a fifth node takes {n_taken} shards; imbalance {:.3} then", cluster.imbalance(&keys));
     assert!(cluster.imbalance(&keys) <= IMBALANCE_MAX);
-    let shares: Vec<u64> = cluster.coordinator.loads().map(|(_, share)| share).collect();
+    let shares: Vec<u64> = cluster.coordinator.standings(cluster.now).iter().map(|of| of.load).collect();
     assert!(shares.len() == 5 && shares.iter().all(|share| (850..=1150).contains(share)), "{shares:?}");
 
     (0..EVEN_AFTER).for_each(|_| cluster.run_second(&keys));
@@ -345,4 +375,26 @@ fn those_who_come_and_go_move_load_at_once_and_nothing_else() {
     let n_balanced = cluster.coordinator.n_balanced();
     println!("and {:.3} two minutes later; {n_balanced} have moved for the sake of load", cluster.imbalance(&keys));
     assert!(cluster.imbalance(&keys) <= IMBALANCE_MAX);
+}
+
+#[test]
+fn load_that_has_just_begun_moves_nothing_else() {
+    const SECONDS: u32 = 6;
+    let keys = Keys::new(&mut fastrand::Rng::with_seed(5), 1, Duration::from_secs(1));
+    for at in 0..SECONDS * STEPS_PER_SECOND {
+        let mut cluster = Cluster::new(5, 5);
+        (0..10).for_each(|_| cluster.run_second_apart(None));
+        let before = cluster.owners();
+        (0..at).for_each(|step| cluster.step_apart(step % STEPS_PER_SECOND, Some(&keys)));
+        cluster.leave(4);
+        (at..at + 5 * STEPS_PER_SECOND).for_each(|step| cluster.step_apart(step % STEPS_PER_SECOND, Some(&keys)));
+        let after = cluster.owners();
+        assert!(!after.contains(&Some(4)), "it has left");
+        let mut n_owned = [0_usize; 4];
+        for (shard, (before, after)) in before.iter().zip(&after).enumerate() {
+            assert!(before == after || *before == Some(4), "{at} steps after it began, shard {shard}");
+            n_owned[usize::from(after.expect("an owner"))] += 1;
+        }
+        assert!(n_owned.iter().all(|n| (150..=400).contains(n)), "{at} steps after it began: {n_owned:?}");
+    }
 }
