@@ -271,7 +271,7 @@ impl Membership {
                 node: of.node.clone(),
                 incarnation: format!("{:016x}", of.life.0),
                 bound_left_ms: u64::try_from(of.bound_left.as_millis()).unwrap_or(u64::MAX),
-                load_per_mille: of.load,
+                load_per_mille: of.load_per_mille,
                 n_owned: of.n_owned,
                 n_moving: of.n_moving,
             };

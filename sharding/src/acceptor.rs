@@ -2,7 +2,8 @@
 //!
 //! M. Trencséni, A. Gazsó, H. Reinhardt, "PaxosLease: Diskless Paxos for Leases", arXiv 1209.4187. An acceptor keeps its
 //! promises in memory only. What it has forgotten by a restart has run out by the time that it answers again, because it
-//! is silent for as long as any lease that it may have accepted.
+//! is silent for as long as any lease that it may have accepted. And it gives its vote to one holder at a time: until a lease
+//! that it has accepted has run out, it accepts no other's, whatever the ballot. So no two have a majority at the same time.
 
 use std::time::Duration;
 
@@ -116,6 +117,13 @@ impl Acceptor {
         if ballot < self.promised {
             return Some(Vote::Refuse { ballot, promised: self.promised });
         }
+        // A proposal that was on its way for long may come to a later life of this seed, which has promised nothing to it. What
+        // that life has accepted since must not be forgotten for it. A proposer in its time does not need this vote: it was told
+        // that the lease is held.
+        let is_anothers = self.held(now).is_some_and(|held| !held.ballot.is_of_same(ballot));
+        if is_anothers && self.times.rules.one_holder {
+            return None;
+        }
         self.promised = ballot;
         self.accepted = Some(Accepted { ballot, until: now.boot + self.times.bound(self.times.coordinator_lease) });
         Some(Vote::Accept { ballot })
@@ -161,6 +169,22 @@ mod tests {
         assert_eq!(acceptor.handle_propose(at(SILENCE - 1), ballot(1, 0)), None);
         let vote = acceptor.handle_prepare(at(SILENCE), ballot(1, 0));
         assert_eq!(vote, Some(Vote::Promise { ballot: ballot(1, 0), held: None }));
+    }
+
+    #[test]
+    fn a_proposal_that_comes_late_does_not_take_the_vote_from_who_has_it() {
+        let mut acceptor = awake();
+        acceptor.handle_prepare(at(SILENCE), ballot(1, 1));
+        assert_eq!(acceptor.handle_propose(at(SILENCE), ballot(1, 1)), Some(Vote::Accept { ballot: ballot(1, 1) }));
+        // Promised by an earlier life. Asked first or not, it may not be accepted now.
+        assert_eq!(acceptor.handle_propose(at(SILENCE + 1), ballot(2, 0)), None);
+        let held = Some(ballot(1, 1));
+        let promise = Some(Vote::Promise { ballot: ballot(2, 0), held });
+        assert_eq!(acceptor.handle_prepare(at(SILENCE + 2), ballot(2, 0)), promise);
+        assert_eq!(acceptor.handle_propose(at(SILENCE + 3), ballot(2, 0)), None);
+        assert_eq!(acceptor.held(at(SILENCE + 3)).map(|accepted| accepted.ballot), held);
+        // It has run out.
+        assert_eq!(acceptor.handle_propose(at(2 * SILENCE), ballot(2, 0)), Some(Vote::Accept { ballot: ballot(2, 0) }));
     }
 
     #[test]

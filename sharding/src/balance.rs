@@ -85,8 +85,7 @@ impl Balance {
     }
 
     /// The moves to begin now: which shard to which member. `owners` says for each shard which of the members has it;
-    /// `None` while a shard is on its way or has no owner, or loads cannot be compared. Nothing moves then, nor before each
-    /// shard's load is known.
+    /// `None` while a shard is on its way or has no owner. Nothing moves then, nor before each shard's load is known.
     pub fn poll(
         &mut self,
         now: Now,

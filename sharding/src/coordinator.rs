@@ -67,10 +67,17 @@ struct Owner {
     is_superseded: bool,
 }
 
-/// What the coordinator has granted a member.
+impl Owner {
+    /// Whether it may get shards.
+    const fn may_own(&self) -> bool {
+        !self.is_leaving && !self.is_superseded
+    }
+}
+
+/// How a member stands with the coordinator.
 #[derive(Debug)]
 pub struct Standing<'a> {
-    /// Whom.
+    /// Its name.
     pub node: &'a NodeId,
     /// Its life.
     pub life: Incarnation,
@@ -78,18 +85,11 @@ pub struct Standing<'a> {
     pub bound_left: Duration,
     /// What is asked of its shards, in per mille of an even share. A shard of which nobody has reported anything counts
     /// as the others do in the mean.
-    pub load: u64,
+    pub load_per_mille: u64,
     /// How many shards it has.
     pub n_owned: usize,
     /// How many of these are to be given to others.
     pub n_moving: usize,
-}
-
-impl Owner {
-    /// Whether it may get shards.
-    const fn may_own(&self) -> bool {
-        !self.is_leaving && !self.is_superseded
-    }
 }
 
 /// The state of one term. Made when the lease is acquired, dropped when it is lost; asked only while the lease holds.
@@ -342,12 +342,14 @@ impl Coordinator {
 
     /// Takes note of what is asked of the shards of a node.
     fn hear_loads(&mut self, renew: &Renew) {
-        for (tenure, load) in renew.held.iter().zip(&renew.loads) {
-            let seat = self.seats.get(tenure.shard.index());
-            if seat.is_some_and(|seat| seat.owner() == Some((renew.incarnation, tenure.since))) {
-                self.loads.take(tenure.shard, *load);
-            }
+        if renew.loads.is_empty() {
+            return;
         }
+        let (seats, life) = (&self.seats, renew.incarnation);
+        let is_theirs =
+            |shard: ShardId, since| seats.get(shard.index()).is_some_and(|seat| seat.owner() == Some((life, since)));
+        let told = renew.held.iter().zip(&renew.loads).filter(|(tenure, _)| is_theirs(tenure.shard, tenure.since));
+        self.loads.take(told.map(|(tenure, load)| (tenure.shard, *load)));
     }
 
     /// Frees what a node has given up: what it has sealed, and what it has stopped to serve after it was left out of a grant
@@ -469,8 +471,7 @@ impl Coordinator {
             Seat::Free { .. } | Seat::Moving { .. } => None,
         };
         let owners: Option<Vec<usize>> = self.seats.iter().map(position).collect();
-        let owners = owners.filter(|_| self.loads.is_steady());
-        for (shard, target) in self.balance.poll(now, self.loads.last(), targets.len(), owners.as_deref()) {
+        for (shard, target) in self.balance.poll(now, self.loads.steady(), targets.len(), owners.as_deref()) {
             let (seat, to) = (&mut self.seats[shard.index()], Some(targets[target].0));
             if let Seat::Owned { by, since, after } = *seat {
                 self.wakes.insert(by);
@@ -497,7 +498,7 @@ impl Coordinator {
                 .or_else(|| target(seat.owner()?.0))
             })
             .collect();
-        let table = assign(&self.loads.weights(), &previous, &nodes);
+        let table = assign(&Weights::new(self.loads.steady()), &previous, &nodes);
         let next = Epoch { term: self.term, seq: self.seq + 1 };
         let mut changed = false;
         for (shard, seat) in (0..).map(ShardId).zip(&mut self.seats) {
@@ -612,24 +613,24 @@ impl Coordinator {
         bounds.chain(adopts).fold(balance, Duration::min)
     }
 
-    /// Whom it has granted leases, for people.
+    /// How its members stand, for people.
     pub fn standings(&self, now: Now) -> Vec<Standing<'_>> {
         let mut standings = BTreeMap::new();
         for (&life, owner) in &self.owners {
-            let bound_left = owner.bound.saturating_sub(now.boot);
-            let of = Standing { node: &owner.member.node, life, bound_left, load: 0, n_owned: 0, n_moving: 0 };
-            standings.insert(life, of);
+            let (node, bound_left) = (&owner.member.node, owner.bound.saturating_sub(now.boot));
+            standings.insert(life, Standing { node, life, bound_left, load_per_mille: 0, n_owned: 0, n_moving: 0 });
         }
-        let weights = Weights::new(self.loads.last());
+        let weights = Weights::new(self.loads.steady());
         for (seat, weight) in self.seats.iter().zip(weights.of_shards()) {
             let Some(of) = seat.owner().and_then(|(by, _)| standings.get_mut(&by)) else { continue };
-            of.load += weight;
+            of.load_per_mille += weight;
             of.n_owned += 1;
             of.n_moving += usize::from(matches!(seat, Seat::Moving { .. }));
         }
         let n_owners = u64::try_from(self.owners.len()).expect("members are bounded below 65,536").max(1);
         let share = (weights.total() / n_owners / 1000).max(1);
-        standings.into_values().map(|of| Standing { load: of.load / share, ..of }).collect()
+        standings.values_mut().for_each(|of| of.load_per_mille /= share);
+        standings.into_values().collect()
     }
 
     /// How many shards it has asked to move for the sake of load, in its term.

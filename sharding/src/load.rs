@@ -23,8 +23,9 @@ const SMOOTHING: i64 = 4;
 /// Seconds whose plain mean would be as steady as a smoothed rate: twice [`SMOOTHING`] less one.
 const STEADY_SECONDS: u64 = 7;
 
-/// Load is steady while it changes by no more than one part in so many.
-const CHANGE_PART: u64 = 3;
+/// The load of a cluster is steady while it changes by no more than one part in so many from one report to the next. Since rates
+/// are smoothed, that is when it really grows by half, or falls to half.
+const STEADY_PART: u64 = 8;
 
 /// What a shard costs its owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,11 +93,16 @@ impl Meters {
     }
 }
 
-/// What owners have reported of their shards: each once a second, at a moment of its own.
+/// What owners report of their shards: each once a second, at a moment of its own.
+///
+/// Reports can be compared while the load of the whole cluster is steady. When it gets busy all at once, the one whose report
+/// is from before that seems to have no load.
 #[derive(Debug)]
 pub struct Reports {
     last: Vec<Option<ShardLoad>>,
     before: Vec<Option<ShardLoad>>,
+    /// The last ones of the last moment at which the load was steady.
+    steady: Vec<Option<ShardLoad>>,
 }
 
 impl Reports {
@@ -104,38 +110,30 @@ impl Reports {
     #[must_use]
     pub fn new(n_shards: NShards) -> Self {
         let none = vec![None; usize::from(n_shards.get())];
-        Self { last: none.clone(), before: none }
+        Self { last: none.clone(), before: none.clone(), steady: none }
     }
 
-    /// Takes what is said of a shard.
-    pub fn take(&mut self, shard: ShardId, load: ShardLoad) {
-        if let Some(last) = self.last.get_mut(shard.index()) {
-            self.before[shard.index()] = last.replace(load);
+    /// Takes what an owner says.
+    pub fn take(&mut self, report: impl IntoIterator<Item = (ShardId, ShardLoad)>) {
+        for (shard, load) in report {
+            if let Some(last) = self.last.get_mut(shard.index()) {
+                self.before[shard.index()] = last.replace(load);
+            }
         }
-    }
-
-    /// For each shard what was said last, whoever has it now.
-    #[must_use]
-    pub fn last(&self) -> &[Option<ShardLoad>] {
-        &self.last
-    }
-
-    /// Whether reports can be compared with each other. While the load of the whole cluster grows or falls by more than a
-    /// third from one report to the next, the one whose report is older seems to have less than it has, or more.
-    #[must_use]
-    pub fn is_steady(&self) -> bool {
         let requests = |loads: &[Option<ShardLoad>]| -> u64 {
             loads.iter().flatten().map(|load| u64::from(load.requests_milli)).sum()
         };
-        // What was said for the first time is a change as well: others may not have told of it.
+        // What was said for the first time is a change as well: others may have yet to say it.
         let (before, last) = (requests(&self.before), requests(&self.last));
-        before.abs_diff(last) * CHANGE_PART <= before.max(last)
+        if before.abs_diff(last) * STEADY_PART <= before.max(last) {
+            self.steady.clone_from(&self.last);
+        }
     }
 
-    /// What is known of the shards' weights: while the load is not steady, that they weigh the same.
+    /// For each shard its load when that of the cluster was steady last, whoever has it now.
     #[must_use]
-    pub fn weights(&self) -> Weights {
-        if self.is_steady() { Weights::new(&self.last) } else { Weights::new(&vec![None; self.last.len()]) }
+    pub fn steady(&self) -> &[Option<ShardLoad>] {
+        &self.steady
     }
 }
 
@@ -238,24 +236,25 @@ mod tests {
     }
 
     #[test]
-    fn loads_of_a_cluster_that_gets_busy_are_not_compared() {
+    fn the_loads_of_a_cluster_that_gets_busy_are_those_of_before_until_it_is_steady_again() {
         let mut reports = Reports::new(NShards::new(2).expect("not 0"));
-        let mut report = |loads: [u32; 2]| {
-            for (shard, load) in (0..).map(ShardId).zip(loads) {
-                reports.take(shard, ShardLoad { requests_milli: load, kib: 0 });
-            }
-            let weights = reports.weights();
-            (reports.is_steady(), weights.of_shards()[0] < weights.of_shards()[1])
+        let mut report = |shard, requests_milli| {
+            reports.take([(ShardId(shard), ShardLoad { requests_milli, kib: 0 })]);
+            [0, 1].map(|shard: usize| reports.steady()[shard].map(|load| load.requests_milli))
         };
-        assert_eq!(report([0, 90_000]), (false, false), "nothing was said before");
-        assert_eq!(report([0, 90_000]), (true, true));
-        assert_eq!(report([0, 0]), (false, false));
-        assert_eq!(report([0, 0]), (true, false));
-        // The second has not noticed yet, or the first.
-        assert_eq!(report([0, 90_000]), (false, false));
-        assert_eq!(report([90_000, 130_000]), (false, false));
-        assert_eq!(report([130_000, 180_000]), (true, true));
-        assert_eq!(report([90_000, 100_000]), (false, false));
+        assert_eq!(report(0, 100), [None, None], "nothing was said before");
+        assert_eq!(report(1, 100), [None, None]);
+        assert_eq!(report(0, 100), [None, None], "the second has said it once");
+        assert_eq!(report(1, 100), [Some(100), Some(100)]);
+        assert_eq!(report(0, 110), [Some(110), Some(100)]);
+        // Ten times as much; the second notices later.
+        assert_eq!(report(0, 325), [Some(110), Some(100)]);
+        assert_eq!(report(1, 325), [Some(110), Some(100)]);
+        assert_eq!(report(0, 494), [Some(110), Some(100)]);
+        assert_eq!(report(1, 494), [Some(110), Some(100)]);
+        assert_eq!(report(0, 620), [Some(110), Some(100)]);
+        assert_eq!(report(1, 550), [Some(110), Some(100)]);
+        assert_eq!(report(0, 630), [Some(630), Some(550)]);
     }
 
     #[test]

@@ -237,6 +237,7 @@ impl Proposer {
 mod tests {
     use super::*;
     use crate::acceptor::Acceptor;
+    use crate::times::Rules;
 
     const fn at(millis: u64) -> Now {
         Now { boot: Duration::from_millis(millis), wall: Duration::from_millis(millis) }
@@ -300,6 +301,34 @@ mod tests {
         proposer.poll(at(2400), acceptors[2].held(at(2400)));
         exchange(at(2400), &mut proposer, &mut acceptors);
         assert!(proposer.term(at(2400)).expect("it leads again") > term, "it had lapsed");
+    }
+
+    /// A proposal comes late, to a later life of a seed that had promised to accept it; then who sent it begins anew.
+    fn n_coordinators_after_a_late_proposal(rules: Rules) -> usize {
+        let times = Times { rules, ..Times::default() };
+        let mut acceptors: Vec<_> = (0..3).map(|_| Acceptor::new(at(0), times)).collect();
+        let (mut first, mut second) = (proposer(0), proposer(1));
+        second.poll(at(1000), None);
+        let Some(Proposal::Prepare(ballot)) = second.poll_proposal() else { panic!("it prepares") };
+        for (seed, acceptor) in (1..).zip(&mut acceptors[1..]) {
+            let vote = acceptor.handle_prepare(at(1000), ballot).expect("a vote");
+            second.handle_vote(at(1000), seed, vote);
+        }
+        assert_eq!(second.poll_proposal(), Some(Proposal::Propose(ballot)));
+
+        acceptors[1] = Acceptor::new(at(1000), times);
+        first.poll(at(1800), None);
+        exchange(at(1800), &mut first, &mut acceptors[..2]);
+        acceptors[1].handle_propose(at(1801), ballot);
+        second.poll(at(1802), None);
+        exchange(at(1802), &mut second, &mut acceptors[1..]);
+        usize::from(first.term(at(1802)).is_some()) + usize::from(second.term(at(1802)).is_some())
+    }
+
+    #[test]
+    fn a_proposal_that_comes_late_makes_no_second_coordinator() {
+        assert_eq!(n_coordinators_after_a_late_proposal(Rules::ALL), 1);
+        assert_eq!(n_coordinators_after_a_late_proposal(Rules { one_holder: false, ..Rules::ALL }), 2);
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub struct Times {
 pub struct Rules {
     /// An acceptor is silent after its start.
     pub silence: bool,
+    /// An acceptor accepts no other's lease until the one that it has accepted has run out.
+    pub one_holder: bool,
     /// Whoever counts another's lease counts longer than that one.
     pub guard: bool,
     /// A new coordinator waits before it gives away what nobody has reported.
@@ -75,6 +77,7 @@ impl Rules {
     /// All of them.
     pub const ALL: Self = Self {
         silence: true,
+        one_holder: true,
         guard: true,
         wait: true,
         hello: true,

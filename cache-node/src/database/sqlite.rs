@@ -314,6 +314,8 @@ fn failed(error: rusqlite::Error) -> DatabaseError {
     match error.sqlite_error_code() {
         Some(ErrorCode::OperationInterrupted) => DatabaseError::TimedOut,
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => DatabaseError::Unavailable(error.to_string()),
+        // It would name the file, to clients as well.
+        Some(ErrorCode::CannotOpen) => DatabaseError::Failed("the file cannot be opened".to_owned()),
         _ => DatabaseError::Failed(error.to_string()),
     }
 }

@@ -63,15 +63,15 @@ fn what_is_no_http_is_refused_and_the_router_goes_on() {
 #[test]
 fn a_body_that_is_said_to_be_too_long_is_not_waited_for() {
     let it = Scene::new("").start();
-    for method in ["POST /things", "POST /-/invalidate/things"] {
-        let head = format!("{method} HTTP/1.1\r\nhost: x\r\ncontent-length: 1048577\r\n\r\n{{");
+    for target in ["POST /things", "POST /-/invalidate/things"] {
+        let head = format!("{target} HTTP/1.1\r\nhost: x\r\ncontent-length: 1048577\r\n\r\n{{");
         let mut stream = TcpStream::connect(it.cluster.http_address(0)).expect("connects");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         stream.write_all(head.as_bytes()).expect("sent");
         let mut answer = [0; 1024];
         let len = stream.read(&mut answer).expect("an answer");
         let answer = String::from_utf8_lossy(&answer[..len]);
-        assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("body-too-long"), "{method}: {answer}");
+        assert!(answer.starts_with("HTTP/1.1 413 ") && answer.contains("body-too-long"), "{target}: {answer}");
     }
 }
 

@@ -46,15 +46,20 @@ struct Results {
 }
 
 /// The whole body of a request, within its bounds of time and length. One that is said to be longer is not waited for.
-pub(super) async fn body(request: &HttpRequest, payload: web::Payload, state: &HttpState) -> Result<Bytes, Problem> {
+pub(super) async fn body(
+    request: &HttpRequest,
+    payload: web::Payload,
+    state: &HttpState,
+    bytes_max: usize,
+) -> Result<Bytes, Problem> {
     let said = request.headers().get(CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse::<usize>().ok());
-    if said.is_some_and(|len| len > state.body_bytes_max) {
-        return Err(Problem::body_too_long(state.body_bytes_max));
+    if said.is_some_and(|len| len > bytes_max) {
+        return Err(Problem::body_too_long(bytes_max));
     }
     let wait = state.forwarder.request_timeout;
-    let body = timeout(wait, payload.to_bytes_limited(state.body_bytes_max)).await;
+    let body = timeout(wait, payload.to_bytes_limited(bytes_max)).await;
     let body = body.map_err(|_| Problem::body_too_slow(wait))?;
-    let body = body.map_err(|_| Problem::body_too_long(state.body_bytes_max))?;
+    let body = body.map_err(|_| Problem::body_too_long(bytes_max))?;
     body.map_err(|error| Problem::bad_body(error.to_string()))
 }
 
@@ -72,7 +77,7 @@ pub(super) async fn post(
     state: &HttpState,
     (view, region): (&Arc<View>, &RegionInfo),
 ) -> Result<HttpResponse, Problem> {
-    let body = body(request, payload, state).await?;
+    let body = body(request, payload, state, state.body_bytes_max).await?;
     let Wanted { keys } =
         object(&body).map_err(|why| Problem::bad_body(format!("expected {{\"keys\":[\"...\"]}}: {why}")))?;
     if keys.len() > state.batch_keys_max {

@@ -72,7 +72,7 @@ async fn invalidate(request: &HttpRequest, payload: web::Payload, state: &HttpSt
     let path = request.uri().path();
     let target = Target::parse(path.strip_prefix("/-/invalidate").unwrap_or(path))?;
     let region = view.region(&target.region).ok_or_else(|| Problem::unknown_region(&target.region, &view))?;
-    let body = batch::body(request, payload, state).await?;
+    let body = batch::body(request, payload, state, state.body_bytes_max).await?;
     let wrong =
         |why: String| Problem::bad_body(format!("expected {{\"keys\":[\"...\"]}} or {{\"prefix\":\"...\"}}: {why}"));
     let wanted: Wanted = batch::object(&body).map_err(wrong)?;

@@ -21,10 +21,7 @@ pub(super) async fn put(
         return Err(Problem::partial());
     }
     let precondition = precondition(request)?;
-    let value = batch::body(request, payload, state).await?;
-    if value.len() > VALUE_BYTES_MAX {
-        return Err(Problem::body_too_long(VALUE_BYTES_MAX));
-    }
+    let value = batch::body(request, payload, state, state.body_bytes_max.min(VALUE_BYTES_MAX)).await?;
     let sent = Etag::of(&value);
     let is_new = precondition.if_none_match == Some(Tags::Any);
     let etag = written(state, region, key, Question::Put(precondition, value)).await?;

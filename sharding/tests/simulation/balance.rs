@@ -182,14 +182,7 @@ impl Cluster {
         (0..self.n_nodes()).for_each(|node| self.measure(node));
     }
 
-    /// Lets a second pass in which as many come as `keys` says, if it is not a second without any; each node measures at a
-    /// moment of its own.
-    fn run_second_apart(&mut self, keys: Option<&Keys>) {
-        for step in 0..STEPS_PER_SECOND {
-            self.step_apart(step, keys);
-        }
-    }
-
+    /// Lets a part of a second pass, with requests if there are any; each node measures once a second, at a moment of its own.
     fn step_apart(&mut self, step: u32, keys: Option<&Keys>) {
         self.step();
         if let Some(keys) = keys {
@@ -360,7 +353,7 @@ fn those_who_come_and_go_move_load_at_once_and_nothing_else() {
     let n_taken = joined.iter().filter(|owner| **owner == Some(4)).count();
     println!("a fifth node takes {n_taken} shards; imbalance {:.3} then", cluster.imbalance(&keys));
     assert!(cluster.imbalance(&keys) <= IMBALANCE_MAX);
-    let shares: Vec<u64> = cluster.coordinator.standings(cluster.now).iter().map(|of| of.load).collect();
+    let shares: Vec<u64> = cluster.coordinator.standings(cluster.now).iter().map(|of| of.load_per_mille).collect();
     assert!(shares.len() == 5 && shares.iter().all(|share| (850..=1150).contains(share)), "{shares:?}");
 
     (0..EVEN_AFTER).for_each(|_| cluster.run_second(&keys));
@@ -383,7 +376,7 @@ fn load_that_has_just_begun_moves_nothing_else() {
     let keys = Keys::new(&mut fastrand::Rng::with_seed(5), 1, Duration::from_secs(1));
     for at in 0..SECONDS * STEPS_PER_SECOND {
         let mut cluster = Cluster::new(5, 5);
-        (0..10).for_each(|_| cluster.run_second_apart(None));
+        (0..10 * STEPS_PER_SECOND).for_each(|step| cluster.step_apart(step % STEPS_PER_SECOND, None));
         let before = cluster.owners();
         (0..at).for_each(|step| cluster.step_apart(step % STEPS_PER_SECOND, Some(&keys)));
         cluster.leave(4);

@@ -123,6 +123,7 @@ impl Life {
             return;
         }
         self.measured_at = now.boot;
+        // So that the load of the cluster is steady about every other time.
         let mut load = || ShardLoad { requests_milli: chance.u32(200_000..1_000_000), kib: chance.u32(..1000) };
         let loads: Vec<_> = self.ownership.held().map(|tenure| (tenure.shard, load())).collect();
         self.ownership.handle_loads(loads);

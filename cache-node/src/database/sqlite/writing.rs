@@ -123,7 +123,10 @@ impl Sqlite {
         self.begin(raise.until)?;
         let raised = self.raise_inside(raise);
         match raised {
-            Ok(raised) => self.commit().map(|()| raised).map_err(|error| DatabaseError::Failed(error.to_string())),
+            Ok(raised) => self.commit().map(|()| raised).map_err(|error| match error {
+                WriteError::NotDone(error) | WriteError::Unknown(error) => error,
+                WriteError::Refused(why) => DatabaseError::Failed(why),
+            }),
             Err(error) => {
                 self.roll_back();
                 Err(error)

@@ -12,7 +12,7 @@ use crate::database::Value;
 use crate::world::KEYS_PER_SHARD;
 
 /// So late an ownership hears of a seal where that mistake is planted: there is another coordinator by then.
-const LATE: Duration = Duration::from_secs(4);
+const LATE: Duration = Duration::from_secs(20);
 
 /// What the next owner asks for.
 #[derive(Clone, Copy, Debug)]
