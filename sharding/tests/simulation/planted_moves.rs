@@ -67,7 +67,7 @@ fn a_shard_that_is_said_to_be_taken_over_before_it_is_sealed_is_found() {
 #[test]
 fn a_seal_that_is_answered_before_the_owner_knows_is_found() {
     let manners = Manners { answers_before_it_knows: true, ..Manners::GOOD };
-    // A new coordinator takes the owner's word, and the shard is served by nobody.
+    // A new coordinator takes the owner's word: the shard is served by nobody, and whoever is to give it away cannot leave.
     breaks("after the last fault", "the owner's knowledge before the answer", |seed| plan(seed, manners));
 }
 
