@@ -3,7 +3,8 @@
 //! M. Trencséni, A. Gazsó, H. Reinhardt, "PaxosLease: Diskless Paxos for Leases", arXiv 1209.4187. An acceptor keeps its
 //! promises in memory only. What it has forgotten by a restart has run out by the time that it answers again, because it
 //! is silent for as long as any lease that it may have accepted. And it gives its vote to one holder at a time: until a lease
-//! that it has accepted has run out or was given back, it accepts no other's, whatever the ballot. So no two have a majority at the same time.
+//! that it has accepted has run out or was given back, it accepts no other's, whatever the ballot. So no two have a majority
+//! at the same time.
 
 use std::time::Duration;
 

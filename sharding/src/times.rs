@@ -51,7 +51,7 @@ pub struct Times {
 pub struct Rules {
     /// An acceptor is silent after its start.
     pub silence: bool,
-    /// An acceptor accepts no other's lease until the one that it has accepted has run out.
+    /// An acceptor accepts no other's lease until the one that it has accepted has run out or was given back.
     pub one_holder: bool,
     /// Whoever counts another's lease counts longer than that one.
     pub guard: bool,

@@ -14,6 +14,8 @@ use sharding::proposer::{Proposal, Proposer};
 use sharding::times::{Now, Rules, Times};
 use stateright::{Checker, Model, Property};
 
+use crate::from_environment;
+
 const SEEDS: u16 = 3;
 const TICK: Duration = Duration::from_millis(100);
 /// Long before the first tick, so that acceptors vote at once.
@@ -229,8 +231,8 @@ fn check(bounds: Bounds) -> impl Checker<Bounds> {
 
 #[test]
 fn there_is_one_coordinator_in_every_order_of_events() {
-    // A round more takes minutes: `make sim`.
-    let of_the_second = if std::env::var_os("SIMULATION_RUNS").is_some() { 2 } else { 1 };
+    // A round more takes minutes: for `make sim`, and not to repeat a single run.
+    let of_the_second = if from_environment("SIMULATION_RUNS", 1) > 1 { 2 } else { 1 };
     let checker = check(Bounds { rules: Rules::ALL, ticks: 3, rounds: [1, of_the_second, 0], restarts: 1 });
     println!("{} states, {} of them distinct", checker.state_count(), checker.unique_state_count());
     checker.assert_properties();
